@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every map and the layout of what it holds. qpd/kernel/layout.py mirrors these structs as numpy dtypes, and a test
+ * compares the two through the kernel's own record of sizes. Whoever changes size or meaning of a struct raises
+ * QPD_LAYOUT: it is part of the pin path, so that two layouts never share a map. */
+#ifndef QPD_MAPS_H
+#define QPD_MAPS_H
+
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/in6.h>
+
+#define QPD_LAYOUT 1
+
+/* The loader sets PIN_DIR ("…/v1") and QPS_MAX on the command line. */
+#ifndef PIN_DIR
+#define PIN_DIR "/sys/fs/bpf/qpd/v1"
+#endif
+#ifndef QPS_MAX
+#define QPS_MAX 131072
+#endif
+
+#define PATHS_MAX 64         /* one bit each in the word of living paths */
+#define SLOTS 4096           /* positions of a group; a power of two */
+#define TABLES_MAX 16        /* distinct slot tables (one per set of weights) */
+#define GROUPS_MAX 256       /* distinct sets of paths */
+#define DESTINATIONS_MAX 4096
+#define NEIGHBOURS_MAX 1024
+#define BFD_SESSIONS_MAX 256
+#define NO_PATH 0xff
+#define NO_GROUP 0xffff
+
+/* An IPv6 address, or an IPv4 address as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). Network byte order. */
+struct address {
+	__u8 bytes[16];
+};
+
+/* What the classifier did with a packet; each value is counted per hook. qpd/model.py names them alike. */
+enum verdict {
+	VERDICT_NOT_ROCE,       /* anything but RoCEv2 or BFD control: untouched */
+	VERDICT_OWN_PATH,       /* egress: the QP's path is this uplink's only next hop: passed */
+	VERDICT_REDIRECTED,     /* egress: sent to the QP's path's next hop */
+	VERDICT_SECOND_PASS,    /* egress: redirected here by this program a moment ago: passed, not counted twice */
+	VERDICT_FRAGMENT,       /* IP fragment: passed */
+	VERDICT_TRUNCATED,      /* headers end before the BTH does: passed */
+	VERDICT_TAGGED,         /* egress: RoCE under an outer VLAN tag, which a redirect would lose: passed */
+	VERDICT_UNKNOWN_GROUP,  /* egress: no destination covers the outer address: passed */
+	VERDICT_NO_LIVING_PATH, /* egress: every path of the group is dead: passed */
+	VERDICT_MAP_FULL,       /* no entry could be made for the QP: passed (egress: steered by slot, not counted per QP) */
+	VERDICT_OBSERVED,       /* ingress: RoCEv2, counted */
+	VERDICT_BFD,            /* BFD control packet, read by the tap, passed */
+	VERDICTS
+};
+
+enum hook { HOOK_STEER, HOOK_OBSERVE, HOOKS };
+enum placement { PLACEMENT_HASH, PLACEMENT_BALANCED };
+
+/* A queue pair as the packet names it: VXLAN network identifier (0 without VXLAN), destination host (inner destination
+ * address), destination QP (BTH, 24 bits). Integers in host byte order. */
+struct qp_key {
+	__u32 vni;
+	__u32 dest_qp;
+	struct address dst;
+};
+
+/* One steered (egress) or observed (ingress) QP. Times: CLOCK_MONOTONIC, ns. */
+struct qp {
+	__u64 packets;
+	__u64 bytes;             /* frame length on this uplink, outer headers included */
+	__u64 first_seen_ns;
+	__u64 last_seen_ns;      /* to a timer tick (bpf_ktime_get_coarse_ns) */
+	__u64 members;           /* cached from the group while `generation` is current */
+	struct address src;      /* inner source address of the first packet */
+	struct address destination; /* outer destination address (the VTEP), or dst again without VXLAN */
+	__u32 generation;        /* control.generation at which group and members were cached */
+	__u32 moves;             /* how often the path changed */
+	__u16 group;             /* NO_GROUP: none covers the destination */
+	__u16 slot;
+	__u16 source_port;       /* entropy: the VXLAN outer source port that this QP gets */
+	__u8 home;               /* path id given at the first packet; NO_PATH on ingress */
+	__u8 path;               /* path id of the last packet */
+};
+
+/* One next hop on one uplink. ifindex 0: unused id. */
+struct path {
+	__u32 ifindex;
+	__u8 family;             /* AF_INET or AF_INET6 of the next hop */
+	__u8 sole;               /* 1: the only path on its interface, so that passing is as good as redirecting */
+	__u8 pad[2];
+	struct address next_hop;
+	char interface[16];      /* for whoever adopts the pinned map */
+};
+
+struct group {
+	__u64 members;           /* bit n: path id n belongs to it; 0: unused */
+	__u32 table;             /* which slot table its slots are read from */
+	__u32 pad;
+	__u16 weight[PATHS_MAX]; /* by path id */
+};
+
+/* A slot's preference order: path ids, best first, NO_PATH after the last. It lists all paths of this node; a group's
+ * members mask picks its own, so that a group that shrinks or grows leaves every other choice as it was. */
+struct slot_order {
+	__u8 path[PATHS_MAX];
+};
+
+/* Longest-prefix key: 128-bit addresses, so an IPv4 /24 is 96 + 24. */
+struct destination_key {
+	__u32 prefixlen;
+	struct address address;
+};
+
+struct control {
+	__u32 generation;        /* raised by the daemon after each change of groups, destinations or tables */
+	__u32 placement;         /* enum placement */
+};
+
+struct path_counters {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Per CPU, summed by the reader. */
+struct counters {
+	__u64 verdicts[HOOKS][VERDICTS];
+	struct path_counters path[HOOKS][PATHS_MAX];
+};
+
+/* `placed` only grows, by the kernel; `gone` only the daemon writes, when it has seen QPs idle or evicted.
+ * Active QPs of a path = placed - gone. Two maps, so that neither writer can undo the other. */
+struct load {
+	__u64 qps;
+};
+
+enum event_kind { EVENT_QP_NEW = 1, EVENT_PATH_STATE = 2, EVENT_QP_MOVED = 3 };
+
+/* Header of every record in the ring; the kinds append their own fields (verdict.h, bfd.h). */
+struct event {
+	__u32 kind;
+	__u32 path;
+	__u64 time_ns;
+};
+
+struct event_qp {
+	struct event head;
+	struct qp_key key;
+};
+
+/* Where frames on an uplink come from: (interface, source MAC) -> path id. Written by the daemon from the neighbour table. */
+struct neighbour_key {
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+/* QPs that leave: qp_key -> qp. The least recently used entry makes room. */
+BPF_TABLE_PINNED("lru_hash", struct qp_key, struct qp, qps, QPS_MAX, PIN_DIR "/qps");
+/* QPs that arrive: qp_key -> qp (path = where its packets come in). */
+BPF_TABLE_PINNED("lru_hash", struct qp_key, struct qp, arrivals, QPS_MAX, PIN_DIR "/arrivals");
+/* path id -> next hop. */
+BPF_TABLE_PINNED("array", __u32, struct path, paths, PATHS_MAX, PIN_DIR "/paths");
+/* group id -> member paths and weights. */
+BPF_TABLE_PINNED("array", __u32, struct group, groups, GROUPS_MAX, PIN_DIR "/groups");
+/* table * SLOTS + slot -> preference order. */
+BPF_TABLE_PINNED("array", __u32, struct slot_order, slots, TABLES_MAX *SLOTS, PIN_DIR "/slots");
+/* underlay prefix -> group id. */
+BPF_TABLE_PINNED7("lpm_trie", struct destination_key, __u32, destinations, DESTINATIONS_MAX, PIN_DIR "/destinations",
+		  BPF_F_NO_PREALLOC);
+/* [0]: the word of living paths. */
+BPF_TABLE_PINNED("array", __u32, __u64, living, 2, PIN_DIR "/living");
+/* [0]: generation and placement. */
+BPF_TABLE_PINNED("array", __u32, struct control, control, 1, PIN_DIR "/control");
+/* [0], per CPU: verdicts, and packets and bytes of each path, by hook. */
+BPF_TABLE_PINNED("percpu_array", __u32, struct counters, counters, 1, PIN_DIR "/counters");
+/* path id -> QPs ever placed on it. */
+BPF_TABLE_PINNED("array", __u32, struct load, placed, PATHS_MAX, PIN_DIR "/placed");
+/* path id -> QPs placed on it that are no longer active. */
+BPF_TABLE_PINNED("array", __u32, struct load, gone, PATHS_MAX, PIN_DIR "/gone");
+/* (interface, source MAC) -> path id. */
+BPF_TABLE_PINNED("hash", struct neighbour_key, __u32, neighbours, NEIGHBOURS_MAX, PIN_DIR "/neighbours");
+
+#endif /* QPD_MAPS_H */
