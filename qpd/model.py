@@ -87,12 +87,21 @@ class NextHopKey:
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """One leg of a route. ``alive`` is False with RTNH_F_DEAD or RTNH_F_LINKDOWN. ``weight``: rtnh_hops + 1."""
+    """One leg of a route. ``alive`` is False with RTNH_F_DEAD or RTNH_F_LINKDOWN. ``weight``: rtnh_hops + 1.
+
+    ``address`` is unspecified (``0.0.0.0`` or ``::``) for a leg without gateway, as connected routes have: no path,
+    but a route that counts when the longest prefix is sought.
+    """
 
     ifindex: int
     address: Address
     weight: int = 1
     alive: bool = True
+
+    @property
+    def connected(self) -> bool:
+        """True: the destination itself is on this link; there is no next hop to steer to."""
+        return self.address.is_unspecified
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +442,11 @@ class WriteNeighbours:
 
 @dataclass(frozen=True, slots=True)
 class WriteOverrides:
-    """Routes to put (or replace) in qpd's own table."""
+    """Routes to put (or replace) in qpd's own table.
+
+    An empty tuple writes a ``throw`` route: the prefix is left to main. It is needed for the more specific routes inside
+    an overridden prefix, since a rule that finds any match in a table before main never reaches main.
+    """
 
     routes: Mapping[Network, tuple[NextHop, ...]]
 
