@@ -1,0 +1,1 @@
+"""The commands: ``qpd`` (the daemon) and ``qpctl`` (its operator)."""
