@@ -10,7 +10,7 @@ C_SOURCES := $(wildcard ebpf/*.[ch])
 # One tier of the tests (unit, ebpf, fabric, guest, container) or several in quotes; empty: all.
 TIER ?=
 # The packages that these tiers need; `unit` needs nothing but Python.
-SETUP_GROUPS := run lab test $(if $(TIER),$(filter guest container,$(TIER)),guest)
+SETUP_GROUPS := run lab test $(if $(TIER),$(filter guest,$(TIER)),guest)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv demo test bench lint format clean

@@ -1,4 +1,4 @@
-"""What all tiers share: why a test cannot run here, the tally that the tiers are summed from, nothing left behind."""
+"""What all tiers share: why a test cannot run here, the tally of outcomes, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         tally.write_text("")
 
 
-# --- what cannot run here, and why ---------------------------------------------------------------------------------
+# --- what cannot run here, and why
 
 
 def missing(markers: set[str]) -> str | None:
@@ -77,7 +77,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(reason)
 
 
-# --- one outcome for each test -------------------------------------------------------------------------------------
+# --- one outcome for each test
 
 
 def _record(config: pytest.Config, outcome: str, what: str) -> None:
@@ -89,7 +89,7 @@ def _record(config: pytest.Config, outcome: str, what: str) -> None:
 
 
 class _Outcomes:
-    """Turns the reports of set-up, call and tear-down into one outcome a test, told when the test has ended."""
+    """Turns the reports of set-up, call and tear-down into one outcome a test, told when it has ended."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -120,7 +120,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.pluginmanager.register(_Outcomes(session.config), "qpd-outcomes")
 
 
-# --- nothing left behind -------------------------------------------------------------------------------------------
+# --- nothing left behind
 
 
 def leftover_namespaces() -> list[str]:
