@@ -1,4 +1,4 @@
-"""What all tiers share: why a test cannot run here, the tally of outcomes, and that nothing is left behind."""
+"""What all tiers share: why a test cannot run here, the tally of outcomes, that nothing is left behind."""
 
 from __future__ import annotations
 
