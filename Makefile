@@ -13,7 +13,7 @@ TIER ?=
 SETUP_GROUPS := run lab test $(if $(TIER),$(filter guest,$(TIER)),guest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test bench lint format clean
+.PHONY: help setup venv demo test bench format clean lint lint-ruff lint-format lint-mypy lint-c lint-shell
 .SUFFIXES:
 
 help: ## say what can be done
@@ -28,12 +28,23 @@ test: | setup-test venv ## all tests, or one tier: make test TIER=unit|ebpf|fabr
 bench: | setup-bench venv ## nanoseconds a packet, fabric throughput, memory, start time (root; sets itself up)
 	$(BIN)/python -m bench
 
-lint: | venv ## ruff, mypy, clang-format, shellcheck
+lint: lint-ruff lint-format lint-mypy lint-c lint-shell ## ruff, mypy, clang-format, shellcheck (--keep-going for all that is wrong)
+
+lint-ruff: | venv
 	$(BIN)/ruff check . $(SCRIPTS)
+
+lint-format: | venv
 	$(BIN)/ruff format --check . $(SCRIPTS)
+
+# Each script is a main module of its own, so each is checked apart.
+lint-mypy: | venv
 	$(BIN)/mypy $(SOURCES)
 	for script in $(SCRIPTS); do $(BIN)/mypy $$script || exit 1; done
+
+lint-c:
 	$(if $(C_SOURCES),clang-format --dry-run -Werror $(C_SOURCES))
+
+lint-shell:
 	shellcheck $(SHELL_SCRIPTS)
 
 format: | venv ## bring Python and C into the style that lint asks for
