@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard qpd tests bench)
 SCRIPTS := scripts/in-guest scripts/run-tiers
-SHELL_SCRIPTS := scripts/setup scripts/guest-kernel .ci/run
+SHELL_SCRIPTS := scripts/setup scripts/guest-kernel .ci/run $(wildcard deploy/containerlab/common/*.sh)
 C_SOURCES := $(wildcard ebpf/*.[ch])
 # One tier of the tests (unit, ebpf, fabric, guest, container) or several in quotes; empty: all.
 TIER ?=

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # Every process that a test starts inherits this, so that one which outlives the session is known as ours.
-SESSION_VARIABLE = "QPD_TEST_SESSION"
+SESSION_VARIABLE = "QPDT_SESSION"
 # Tests name namespaces, pins and bridges `qpdt-<pid>...` with the pid of the test session.
 PREFIX = f"qpdt-{os.getpid()}"
 FRR_DAEMONS = Path("/usr/lib/frr")
