@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -328,7 +329,7 @@ def load_settings(path: Path | None = None) -> Settings:
     private = [key for key in document.data if key.startswith("_")]
     problems += [Problem(document.where(key), key, "no such key; remove it") for key in private]
     data: dict[str, Any] = {
-        key: _section(key, value) for key, value in document.data.items() if key not in private
+        key: _filled(key, value) for key, value in document.data.items() if key not in private
     }
     try:
         settings = Settings(**data)
@@ -358,11 +359,11 @@ def as_mapping(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def leaves(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key with dots (``bpf.pin_dir``) and its pydantic ``FieldInfo``, in the model's order."""
-    for name, info in model.model_fields.items():
-        section = info.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
+def leaves(model: type[BaseModel] | None = None, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key with dots (``bpf.pin_dir``) and what the model says of it, in the model's order."""
+    for name, info in (model or Settings).model_fields.items():
+        section = _section_of(info)
+        if section is not None:
             yield from leaves(section, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", info
@@ -373,24 +374,32 @@ def variable_of(key: str) -> str:
     return ENV_PREFIX + key.replace(".", ENV_DELIMITER).upper()
 
 
-def _section(key: object, value: object) -> object:
+def _section_of(info: FieldInfo) -> type[BaseModel] | None:
+    kind: Any = info.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _filled(key: str, value: object) -> object:
     """A section all of whose keys are commented out is read as null by YAML; it means the defaults."""
-    field = Settings.model_fields.get(str(key))
-    annotation = field.annotation if field is not None else None
-    empty = value is None and isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return {} if empty else value
+    info = Settings.model_fields.get(key)
+    return {} if value is None and info is not None and _section_of(info) else value
 
 
 def _unknown_variables() -> Iterator[Problem]:
-    known = {variable_of(key): key for key, _ in leaves()}
-    sections = {variable_of(name) for name in Settings.model_fields}
+    """Variables that were meant for qpd but name no key.
+
+    Others may begin alike (a service named qpd gives its neighbours QPD_SERVICE_HOST in Kubernetes), so a
+    variable counts as meant where it names a section or comes close to a known name.
+    """
+    known = [variable_of(key) for key, _ in leaves()]
+    sections = tuple(variable_of(name) for name, info in Settings.model_fields.items() if _section_of(info))
     for variable in sorted(os.environ):
         name = variable.upper()
-        if name.startswith(ENV_PREFIX) and name not in known and name not in sections:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-            hint = (
-                f"did you mean {near[0]}?" if near else "unset it; docs/configuration.md lists the known ones"
-            )
+        if not name.startswith(ENV_PREFIX) or name in known or name in sections:
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if near or name.startswith(tuple(section + ENV_DELIMITER for section in sections)):
+            hint = f"did you mean {near[0]}?" if near else "unset it"
             key = name.removeprefix(ENV_PREFIX).replace(ENV_DELIMITER, ".").lower()
             yield Problem(f"environment variable {variable}", key, f"no such key; {hint}")
 
