@@ -1,0 +1,175 @@
+"""The structs of ``ebpf/maps.h`` as numpy types, and the maps that hold them.
+
+``ebpf/maps.h`` is their home; tests compare sizes and offsets with what a C compiler and the kernel say.
+Numbers are in host byte order, addresses in network byte order, IPv4 mapped into IPv6 (RFC 4291, 2.5.5.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any
+
+import numpy as np
+
+from qpd.kernel.bpf import F_NO_PREALLOC, MapType
+from qpd.model import (
+    DESTINATIONS_MAX,
+    GROUPS_MAX,
+    PATHS_MAX,
+    SLOTS,
+    TABLES_MAX,
+    Address,
+    Hook,
+    Network,
+    QueuePairKey,
+    Verdict,
+)
+
+ADDRESS = np.dtype("V16")
+QP_KEY = np.dtype([("vni", "u4"), ("dest_qp", "u4"), ("dst", ADDRESS)])
+QP = np.dtype(
+    [
+        ("packets", "u8"),
+        ("bytes", "u8"),
+        ("first_seen_ns", "u8"),
+        ("last_seen_ns", "u8"),
+        ("members", "u8"),
+        ("src", ADDRESS),
+        ("destination", ADDRESS),
+        ("generation", "u4"),
+        ("moves", "u4"),
+        ("group", "u2"),
+        ("slot", "u2"),
+        ("source_port", "u2"),
+        ("home", "u1"),
+        ("path", "u1"),
+    ]
+)
+PATH = np.dtype(
+    [
+        ("ifindex", "u4"),
+        ("family", "u1"),
+        ("sole", "u1"),
+        ("pad", "V2"),
+        ("next_hop", ADDRESS),
+        ("interface", "S16"),
+    ]
+)
+GROUP = np.dtype([("members", "u8"), ("table", "u4"), ("pad", "u4"), ("weight", "u2", (PATHS_MAX,))])
+SLOT_ORDER = np.dtype([("path", "u1", (PATHS_MAX,))])
+DESTINATION_KEY = np.dtype([("prefixlen", "u4"), ("address", ADDRESS)])
+CONTROL = np.dtype([("generation", "u4"), ("placement", "u4")])
+PATH_COUNTERS = np.dtype([("packets", "u8"), ("bytes", "u8")])
+COUNTERS = np.dtype(
+    [
+        ("verdicts", "u8", (len(Hook), len(Verdict))),
+        ("path", PATH_COUNTERS, (len(Hook), PATHS_MAX)),
+    ]
+)
+LOAD = np.dtype([("qps", "u8")])
+NEIGHBOUR_KEY = np.dtype([("ifindex", "u4"), ("mac", "V6"), ("pad", "V2")])
+EVENT = np.dtype([("kind", "u4"), ("path", "u4"), ("time_ns", "u8")])
+EVENT_QP = np.dtype([("head", EVENT), ("key", QP_KEY)])
+INDEX = np.dtype("u4")
+WORD = np.dtype("u8")
+
+QPS_MAX = 131072
+"""Default size of the maps ``qps`` and ``arrivals``, as in maps.h."""
+NEIGHBOURS_MAX = 1024
+
+STRUCTS: dict[str, np.dtype[Any]] = {
+    "qp_key": QP_KEY,
+    "qp": QP,
+    "path": PATH,
+    "group": GROUP,
+    "slot_order": SLOT_ORDER,
+    "destination_key": DESTINATION_KEY,
+    "control": CONTROL,
+    "path_counters": PATH_COUNTERS,
+    "counters": COUNTERS,
+    "load": LOAD,
+    "neighbour_key": NEIGHBOUR_KEY,
+    "event": EVENT,
+    "event_qp": EVENT_QP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MapLayout:
+    """A map as maps.h declares it. ``entries`` None: the setting ``bpf.qps_max``."""
+
+    type: MapType
+    key: np.dtype[Any]
+    value: np.dtype[Any]
+    entries: int | None
+    flags: int = 0
+
+
+MAPS: dict[str, MapLayout] = {
+    "qps": MapLayout(MapType.LRU_HASH, QP_KEY, QP, None),
+    "arrivals": MapLayout(MapType.LRU_HASH, QP_KEY, QP, None),
+    "paths": MapLayout(MapType.ARRAY, INDEX, PATH, PATHS_MAX),
+    "groups": MapLayout(MapType.ARRAY, INDEX, GROUP, GROUPS_MAX),
+    "slots": MapLayout(MapType.ARRAY, INDEX, SLOT_ORDER, TABLES_MAX * SLOTS),
+    "destinations": MapLayout(MapType.LPM_TRIE, DESTINATION_KEY, INDEX, DESTINATIONS_MAX, F_NO_PREALLOC),
+    "living": MapLayout(MapType.ARRAY, INDEX, WORD, 2),
+    "control": MapLayout(MapType.ARRAY, INDEX, CONTROL, 1),
+    "counters": MapLayout(MapType.PERCPU_ARRAY, INDEX, COUNTERS, 1),
+    "placed": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
+    "gone": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
+    "neighbours": MapLayout(MapType.HASH, NEIGHBOUR_KEY, INDEX, NEIGHBOURS_MAX),
+}
+
+
+# --- Addresses and keys -----------------------------------------------------------------------------------------
+
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+def pack_address(address: Address) -> bytes:
+    """16 octets, an IPv4 address mapped."""
+    return _MAPPED + address.packed if isinstance(address, IPv4Address) else address.packed
+
+
+def unpack_address(octets: bytes) -> Address:
+    """The address that 16 octets hold; a mapped one as IPv4."""
+    return IPv4Address(octets[12:]) if octets.startswith(_MAPPED) else IPv6Address(octets)
+
+
+def pack_qp_key(key: QueuePairKey) -> bytes:
+    """``struct qp_key`` of a QP."""
+    return np.array([(key.vni, key.dest_qp, pack_address(key.dst))], QP_KEY).tobytes()
+
+
+def unpack_qp_key(record: np.void) -> QueuePairKey:
+    """The QP that one record of type QP_KEY names."""
+    return QueuePairKey(int(record["vni"]), unpack_address(bytes(record["dst"])), int(record["dest_qp"]))
+
+
+def pack_destination(prefix: Network) -> tuple[int, bytes]:
+    """Prefix length (of 128) and address of a prefix."""
+    mapped = 96 if isinstance(prefix, IPv4Network) else 0
+    return mapped + prefix.prefixlen, pack_address(prefix.network_address)
+
+
+def unpack_destination(record: np.void) -> Network:
+    """The prefix that one record of type DESTINATION_KEY holds."""
+    address = unpack_address(bytes(record["address"]))
+    length = int(record["prefixlen"])
+    if isinstance(address, IPv4Address) and length >= 96:
+        return IPv4Network((address, length - 96))
+    return IPv6Network((bytes(record["address"]), length))
+
+
+def pack_mac(mac: str) -> bytes:
+    """Six octets of ``aa:bb:cc:dd:ee:ff``. Raises ValueError."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    if len(octets) != 6:
+        raise ValueError(f"not a MAC address of six octets: {mac!r}")
+    return octets
+
+
+def unpack_mac(octets: bytes) -> str:
+    """``aa:bb:cc:dd:ee:ff`` of six octets."""
+    return octets.hex(":")

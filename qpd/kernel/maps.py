@@ -1,0 +1,347 @@
+"""Typed views of the classifier's pinned maps: the only place where the daemon reads and writes them.
+
+All calls are system calls of microseconds, but ``qps``, ``arrivals``, ``scan`` and ``recount_active``: those read
+whole hash maps in chunks (about 1 ms a chunk, with the GIL released) and belong into a thread where QPs are many.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from qpd.kernel import layout
+from qpd.kernel.layout import MAPS
+from qpd.kernel.table import CHUNK, Records, Table
+from qpd.model import (
+    NO_PATH,
+    PATHS_MAX,
+    SLOTS,
+    TABLES_MAX,
+    Address,
+    Group,
+    Network,
+    NextHopKey,
+    Placement,
+    QueuePairKey,
+)
+from qpd.model import (
+    Path as UplinkPath,
+)
+
+_FAMILY_IPV4, _FAMILY_IPV6 = 2, 10
+Side = Literal["qps", "arrivals"]
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedPath:
+    """A ``paths`` entry as an earlier daemon wrote it."""
+
+    id: int
+    ifindex: int
+    interface: str
+    next_hop: Address
+    sole: bool
+
+    @property
+    def key(self) -> NextHopKey:
+        """Interface and next hop: what makes it the same path."""
+        return NextHopKey(self.interface, self.next_hop)
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedGroup:
+    """A ``groups`` entry as an earlier daemon wrote it. ``weights``: path ids to weights."""
+
+    id: int
+    weights: Mapping[int, int]
+    table: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counters:
+    """The classifier's counters, summed over CPUs; all uint64, indexed by Hook first."""
+
+    verdicts: npt.NDArray[np.uint64]
+    """[Hook, Verdict]"""
+    packets: npt.NDArray[np.uint64]
+    """[Hook, path id]"""
+    bytes: npt.NDArray[np.uint64]
+    """[Hook, path id]"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recount:
+    """Active QPs by path id, and for which paths the count was certain and so written."""
+
+    active: npt.NDArray[np.uint64]
+    certain: npt.NDArray[np.bool_]
+
+
+class Maps:
+    """The pinned maps of one layout folder (``Pins.directory``). Close it, or use it in a ``with`` statement.
+
+    Raises OSError where a map is missing and LayoutMismatchError where one has other sizes.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._tables: dict[str, Table] = {}
+        try:
+            for name, map_layout in MAPS.items():
+                self._tables[name] = Table(directory / name, map_layout)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close all file descriptors; the maps stay pinned."""
+        for table in self._tables.values():
+            table.close()
+
+    def __enter__(self) -> Maps:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- queue pairs --------------------------------------------------------------------------------------------
+
+    def qps(self) -> Records:
+        """All QPs that leave: records with ``key`` (QP_KEY) and ``value`` (QP)."""
+        return self._pairs("qps")
+
+    def arrivals(self) -> Records:
+        """All QPs that arrive: records with ``key`` (QP_KEY) and ``value`` (QP)."""
+        return self._pairs("arrivals")
+
+    def scan(self, side: Side = "qps") -> Iterator[tuple[Records, Records]]:
+        """Keys and values in chunks, overwritten by the next step: for whoever needs no whole picture in memory."""
+        return self._tables[side].scan()
+
+    def qp(self, key: QueuePairKey, side: Side = "qps") -> np.void | None:
+        """One QP's record (QP), or None. A look-up makes it the most recently used."""
+        return self._tables[side].get(layout.pack_qp_key(key))
+
+    def qps_max(self) -> int:
+        """How many QPs the maps hold in each direction."""
+        return self._tables["qps"].entries
+
+    # --- paths, groups, tables, destinations --------------------------------------------------------------------
+
+    def write_path(self, path: UplinkPath) -> None:
+        """Write the next hop that this path's id stands for."""
+        record = np.zeros(1, layout.PATH)
+        record["ifindex"] = path.ifindex
+        record["family"] = _FAMILY_IPV4 if path.next_hop.version == 4 else _FAMILY_IPV6
+        record["sole"] = path.sole
+        record["next_hop"] = np.void(layout.pack_address(path.next_hop))
+        record["interface"] = path.interface.encode()
+        self._tables["paths"].set(path.id, record)
+
+    def erase_path(self, path_id: int) -> None:
+        """Clear a path's entry; its id is unused then."""
+        self._tables["paths"].set(path_id, np.zeros(1, layout.PATH))
+
+    def paths(self) -> dict[int, PinnedPath]:
+        """The paths in use, by id."""
+        _, records = self._tables["paths"].all()
+        return {
+            index: PinnedPath(
+                index,
+                int(record["ifindex"]),
+                record["interface"].decode(errors="replace"),
+                layout.unpack_address(bytes(record["next_hop"])),
+                bool(record["sole"]),
+            )
+            for index, record in enumerate(records)
+            if record["ifindex"]
+        }
+
+    def write_group(self, group: Group) -> None:
+        """Write a group's members, weights and slot table."""
+        record = np.zeros(1, layout.GROUP)
+        record["members"] = group.members
+        record["table"] = group.table
+        for path, weight in group.weights.items():
+            record["weight"][0, path] = weight
+        self._tables["groups"].set(group.id, record)
+
+    def erase_group(self, group_id: int) -> None:
+        """Clear a group's entry."""
+        self._tables["groups"].set(group_id, np.zeros(1, layout.GROUP))
+
+    def groups(self) -> dict[int, PinnedGroup]:
+        """The groups in use, by id."""
+        _, records = self._tables["groups"].all()
+        return {
+            index: PinnedGroup(
+                index,
+                {
+                    path: int(record["weight"][path])
+                    for path in range(PATHS_MAX)
+                    if int(record["members"]) >> path & 1
+                },
+                int(record["table"]),
+            )
+            for index, record in enumerate(records)
+            if record["members"]
+        }
+
+    def write_table(self, table: int, orders: npt.NDArray[np.uint8]) -> None:
+        """Write a slot table: uint8[SLOTS, PATHS_MAX], path ids best first, padded with NO_PATH."""
+        if orders.shape != (SLOTS, PATHS_MAX) or orders.dtype != np.uint8 or not 0 <= table < TABLES_MAX:
+            raise ValueError(
+                f"slot table {table}: {orders.dtype}{orders.shape}, not uint8({SLOTS}, {PATHS_MAX})"
+            )
+        keys = np.arange(table * SLOTS, (table + 1) * SLOTS, dtype=layout.INDEX)
+        self._tables["slots"].write(keys, np.ascontiguousarray(orders))
+
+    def table(self, table: int) -> npt.NDArray[np.uint8]:
+        """A slot table: uint8[SLOTS, PATHS_MAX]. All zeros: never written."""
+        orders = np.empty((SLOTS, PATHS_MAX), np.uint8)
+        for keys, values in self._tables["slots"].scan():
+            slots = keys.view(layout.INDEX).astype(np.int64) - table * SLOTS
+            mine = (slots >= 0) & (slots < SLOTS)
+            orders[slots[mine]] = values["path"][mine]
+        return orders
+
+    def write_destinations(self, groups: Mapping[Network, int]) -> None:
+        """Write prefixes with their group ids. OSError ENOSPC where there are more than DESTINATIONS_MAX."""
+        keys = _destination_keys(groups)
+        self._tables["destinations"].write(keys, np.fromiter(groups.values(), layout.INDEX, len(groups)))
+
+    def erase_destinations(self, prefixes: Iterable[Network]) -> None:
+        """Delete prefixes; those that are not there are passed over."""
+        self._tables["destinations"].erase(_destination_keys(list(prefixes)))
+
+    def destinations(self) -> dict[Network, int]:
+        """All prefixes with their group ids."""
+        keys, values = self._tables["destinations"].all()
+        return {layout.unpack_destination(key): int(value) for key, value in zip(keys, values, strict=True)}
+
+    # --- the words of life and of control -----------------------------------------------------------------------
+
+    def living(self) -> int:
+        """The daemon's word of living paths."""
+        return int.from_bytes(self._tables["living"].octets(0) or b"", sys.byteorder)
+
+    def set_living(self, word: int) -> None:
+        """Set the daemon's word of living paths: one store of 64 bits, seen by the next packet."""
+        self._tables["living"].set(0, np.uint64(word).tobytes())
+
+    def generation(self) -> int:
+        """The generation of groups, destinations and tables."""
+        return int(self._control()["generation"][0])
+
+    def raise_generation(self) -> int:
+        """Tell every cached QP to look its group up again; gives the new generation (never 0)."""
+        record = self._control()
+        record["generation"] = (int(record["generation"][0]) % 0xFFFFFFFF) + 1
+        self._tables["control"].set(0, record)
+        return int(record["generation"][0])
+
+    def placement(self) -> Placement:
+        """How new QPs are placed."""
+        return Placement(int(self._control()["placement"][0]))
+
+    def set_placement(self, placement: Placement) -> None:
+        """Set how new QPs are placed; those that have a home keep it."""
+        record = self._control()
+        record["placement"] = placement
+        self._tables["control"].set(0, record)
+
+    def replace_neighbours(self, paths: Mapping[tuple[int, str], int]) -> None:
+        """Make the map of (ifindex, MAC) to path id hold exactly these. New ones come before old ones go."""
+        table = self._tables["neighbours"]
+        keys = np.zeros(len(paths), layout.NEIGHBOUR_KEY)
+        for record, (ifindex, mac) in zip(keys, paths, strict=True):
+            record["ifindex"] = ifindex
+            record["mac"] = np.void(layout.pack_mac(mac))
+        wanted = {key.tobytes() for key in keys}
+        old, _ = table.all()
+        surplus = np.array([key for key in old if key.tobytes() not in wanted], layout.NEIGHBOUR_KEY)
+        if len(wanted) + len(surplus) > table.entries:
+            table.erase(surplus)
+            surplus = surplus[:0]
+        table.write(keys, np.fromiter(paths.values(), layout.INDEX, len(paths)))
+        table.erase(surplus)
+
+    def neighbours(self) -> dict[tuple[int, str], int]:
+        """(ifindex, MAC) to path id."""
+        keys, values = self._tables["neighbours"].all()
+        return {
+            (int(key["ifindex"]), layout.unpack_mac(bytes(key["mac"]))): int(value)
+            for key, value in zip(keys, values, strict=True)
+        }
+
+    # --- counters and load --------------------------------------------------------------------------------------
+
+    def counters(self) -> Counters:
+        """Verdicts by hook, and packets and octets by hook and path, since the maps were made."""
+        per_cpu = self._tables["counters"].get_per_cpu(0)
+        return Counters(
+            per_cpu["verdicts"].sum(axis=0),
+            per_cpu["path"]["packets"].sum(axis=0),
+            per_cpu["path"]["bytes"].sum(axis=0),
+        )
+
+    def placed(self) -> npt.NDArray[np.uint64]:
+        """QPs ever placed, by path id; only the kernel writes it."""
+        return self._load("placed")
+
+    def gone(self) -> npt.NDArray[np.uint64]:
+        """QPs placed that are no longer active, by path id; only ``recount_active`` writes it."""
+        return self._load("gone")
+
+    def recount_active(self, now_ns: int, idle_ns: int) -> Recount:
+        """Count the QPs at home on each path that sent within ``idle_ns``; make ``placed - gone`` that number.
+
+        ``now_ns``: CLOCK_MONOTONIC. A path's ``gone`` is written only where nothing was placed on it during the
+        scan: else a QP that came meanwhile might be missed, and would be taken for gone until the next count.
+        """
+        before = self.placed()
+        active = np.zeros(PATHS_MAX, np.uint64)
+        oldest = max(now_ns - idle_ns, 0)
+        for _, values in self._tables["qps"].scan():
+            homes = values["home"][values["last_seen_ns"] >= oldest]
+            active += np.bincount(homes, minlength=NO_PATH + 1)[:PATHS_MAX].astype(np.uint64)
+        certain = self.placed() == before
+        gone = np.maximum(before, active) - active
+        changed = np.flatnonzero(certain & (gone != self.gone()))
+        if len(changed):
+            self._tables["gone"].write(changed.astype(layout.INDEX), gone[changed])
+        return Recount(active, certain)
+
+    def _control(self) -> Records:
+        return np.frombuffer(bytearray(self._tables["control"].octets(0) or b""), layout.CONTROL)
+
+    def _load(self, name: str) -> npt.NDArray[np.uint64]:
+        _, values = self._tables[name].all()
+        qps: npt.NDArray[np.uint64] = values["qps"]
+        return qps
+
+    def _pairs(self, side: Side) -> Records:
+        pair = np.dtype([("key", layout.QP_KEY), ("value", layout.QP)])
+        records = np.empty(CHUNK, pair)
+        filled = 0
+        for keys, values in self._tables[side].scan():
+            if filled + len(keys) > len(records):
+                # In place: 100 000 QPs are 11 MB, and joining chunks would need that twice.
+                records.resize(max(2 * len(records), filled + len(keys)), refcheck=False)
+            records["key"][filled : filled + len(keys)] = keys
+            records["value"][filled : filled + len(keys)] = values
+            filled += len(keys)
+        records.resize(filled, refcheck=False)
+        return records
+
+
+def _destination_keys(prefixes: Iterable[Network]) -> Records:
+    return np.array([layout.pack_destination(prefix) for prefix in prefixes], layout.DESTINATION_KEY)
