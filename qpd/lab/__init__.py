@@ -1,0 +1,1 @@
+"""The emulated fabric: containerlab topologies in network namespaces with real FRR, their traffic and judges."""

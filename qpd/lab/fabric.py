@@ -1,0 +1,486 @@
+"""The fabric: a topology brought up in network namespaces, looked at, hurt, healed and taken down."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qpd.lab import bpf, frr, frrconf, namespaces, rtnetlink, sidecar, topology
+from qpd.lab.errors import LabError
+from qpd.lab.state import State
+from qpd.lab.topology import Link, Role, Topology
+
+Progress = Callable[[str], None]
+"""Called with one line for each step of a long operation."""
+
+_HASH_SEED = "net.ipv4.fib_multipath_hash_seed"
+
+# Interfaces get their link-local addresses without the second of duplicate address detection: a wire has two ends.
+_MACHINE_SYSCTLS = {
+    "net.ipv6.conf.default.accept_dad": "0",
+    "net.ipv6.conf.all.accept_dad": "0",
+}
+
+
+@dataclass(frozen=True)
+class Health:
+    """How far a fabric is from converged: what is still missing, as lines for people; empty when converged."""
+
+    missing: tuple[str, ...]
+
+    @property
+    def converged(self) -> bool:
+        """True when nothing is missing."""
+        return not self.missing
+
+
+class Fabric:
+    """A lab of this machine.
+
+    Args:
+        topology: what it consists of.
+        name: the lab's name (several labs may run side by side); by default the topology's.
+        seed: goes into every node's multipath hash seed, so that runs can be repeated and varied.
+    """
+
+    def __init__(self, topology: Topology, name: str | None = None, seed: int = 0) -> None:
+        self.topology = topology
+        self.name = name or topology.name
+        self.state = State(
+            name=self.name,
+            topology=str(topology.path),
+            namespaces=[self.namespace(node.name) for node in topology.machines],
+            instances=[self.namespace(node.name) for node in topology.routers],
+            seed=seed,
+        )
+        self.records = self.state.records()
+        self.frr = {
+            node.name: frr.Instance(
+                name=self.namespace(node.name),
+                node=node.name,
+                files={bind.target: bind.source for bind in node.binds},
+                records=self.records,
+                logs=self.state.logs,
+            )
+            for node in topology.routers
+        }
+        self._confs: dict[str, frrconf.FrrConf] = {}
+
+    @classmethod
+    def load(cls, path: Path | str, name: str | None = None, seed: int = 0) -> Fabric:
+        """The fabric of a topology file, not yet up."""
+        return cls(topology.load(path), name, seed)
+
+    @classmethod
+    def attach(cls, name: str) -> Fabric:
+        """The fabric of a lab that is up.
+
+        Raises:
+            LabError: where there is no lab of that name.
+        """
+        state = State.load(name)
+        return cls(topology.load(state.topology), name, state.seed)
+
+    # -- names ------------------------------------------------------------------------------------------------------
+
+    def namespace(self, node: str) -> str:
+        """The network namespace of a node, which is also the name of its FRR instance."""
+        return f"{self.name}-{node}"
+
+    def link(self, name: str, *more: str) -> Link:
+        """The link that is meant by node names, endpoints NODE:INTERFACE, or "A--B"."""
+        return self.topology.link(name, *more)
+
+    @property
+    def leaves(self) -> list[str]:
+        """The names of the leaves."""
+        return [node.name for node in self.topology.of_role(Role.LEAF)]
+
+    @property
+    def spines(self) -> list[str]:
+        """The names of the spines."""
+        return [node.name for node in self.topology.of_role(Role.SPINE)]
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names of the hosts."""
+        return [node.name for node in self.topology.of_role(Role.HOST)]
+
+    def conf(self, node: str) -> frrconf.FrrConf:
+        """What the frr.conf of a router says."""
+        if node not in self._confs:
+            file = self.frr[node].files[frr.FRR_CONF]
+            self._confs[node] = frrconf.parse(file.read_text(encoding="utf-8"))
+        return self._confs[node]
+
+    def vtep(self, leaf: str) -> str:
+        """The VTEP address of a leaf."""
+        address = self.conf(leaf).loopback
+        if address is None:
+            raise LabError(f"{self.frr[leaf].files[frr.FRR_CONF]}: interface lo has no ip address; a leaf needs one")
+        return address
+
+    def address(self, host: str, family: int = 4) -> str:
+        """The first global address of a host's first interface, as the kernel has it."""
+        interface = self.topology.links_of(host)[0].end(host).interface
+        output = self.exec(host, "ip", "-j", "address", "show", "dev", interface).stdout
+        wanted = "inet" if family == 4 else "inet6"
+        for entry in json.loads(output)[0]["addr_info"]:
+            if entry["family"] == wanted and entry["scope"] == "global":
+                return str(entry["local"])
+        raise LabError(f"{host}: {interface} has no {wanted} address")
+
+    # -- up and down ------------------------------------------------------------------------------------------------
+
+    def up(self, *, qpd: bool = True, deadline: float = 90.0, progress: Progress = lambda line: None) -> None:
+        """Build the fabric and wait until it has converged (and every sidecar's qpd steers, with `qpd`).
+
+        Everything is recorded before it is made; after a failure `down` removes what there is.
+
+        Raises:
+            LabError: where something is missing or does not come up within `deadline` seconds.
+        """
+        problem = "qplab needs root: run it with sudo" if os.geteuid() != 0 else frr.missing()
+        if problem:
+            raise LabError(problem)
+        limit = time.monotonic() + deadline
+        nodes = self.topology
+        self.state.save()
+        progress(f"{len(nodes.machines)} network namespaces, {len(nodes.links)} links")
+        self._make_namespaces()
+        self._make_links()
+        progress(f"interfaces, bridges and VXLAN devices of {len(self.leaves)} leaves and {len(self.hosts)} hosts")
+        self._make_wires()
+        self._run_exec(progress)
+        progress(f"FRR on {len(nodes.routers)} routers")
+        self.start_frr(limit)
+        progress("BGP, EVPN and BFD converge")
+        self.wait_converged(limit - time.monotonic())
+        if qpd:
+            sidecars = [node.shares for node in nodes.of_role(Role.QPD) if node.shares is not None]
+            progress(f"qpd on {len(sidecars)} leaves")
+            for node in sidecars:
+                self.start_qpd(node, wait=False)
+            for node in sidecars:
+                self.wait_qpd(node, limit - time.monotonic())
+
+    def down(self) -> None:
+        """Remove everything of the lab, however far `up` has come."""
+        self.state.remove()
+
+    def __enter__(self) -> Fabric:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.down()
+
+    def _make_namespaces(self) -> None:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(namespaces.add, self.state.namespaces))
+        for node in self.topology.machines:
+            seed = zlib.crc32(f"{self.state.seed}/{node.name}".encode())
+            values = {**_MACHINE_SYSCTLS, **node.sysctls, _HASH_SEED: str(seed)}
+            absent = namespaces.set_sysctls(self.namespace(node.name), values.items())
+            # The seed can be set from kernel 6.11 on; before that, all namespaces share the kernel's.
+            if wrong := [key for key in absent if key != _HASH_SEED]:
+                raise LabError(f"{self.topology.path}: node {node.name}: sysctls: this kernel has no {wrong[0]}")
+
+    def _make_links(self) -> None:
+        machines = {node.name for node in self.topology.machines}
+        lines = []
+        for link in self.topology.links:
+            if {link.a.node, link.b.node} <= machines:
+                a, b = link.ends
+                lines.append(
+                    f"link add {a.interface} mtu {link.mtu} netns {self.namespace(a.node)} type veth "
+                    f"peer name {b.interface} mtu {link.mtu} netns {self.namespace(b.node)}"
+                )
+        namespaces.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
+        for node in self.topology.machines:
+            ups = [f"link set {link.end(node.name).interface} up" for link in self.topology.links_of(node.name)]
+            namespaces.run(["ip", "-n", self.namespace(node.name), "-batch", "-"], input="\n".join(ups) + "\n")
+
+    def _make_wires(self) -> None:
+        program = bpf.load_forget_hash()
+        try:
+            for node in self.topology.routers:
+                interfaces = [link.end(node.name).interface for link in self.topology.uplinks(node.name)]
+                namespaces.inside(
+                    self.namespace(node.name), lambda names=interfaces: bpf.attach_forget_hash(program, names)
+                )
+        finally:
+            os.close(program)
+
+    def _run_exec(self, progress: Progress) -> None:
+        def run_all(node: topology.Node) -> list[str]:
+            outputs = []
+            for command in node.commands():
+                try:
+                    done = namespaces.run(namespaces.enter(self.namespace(node.name), command))
+                except LabError as error:
+                    raise LabError(f"{self.topology.path}: node {node.name}: exec: {error}") from error
+                outputs += [f"{node.name}: {line}" for line in done.stdout.splitlines()]
+            return outputs
+
+        with ThreadPoolExecutor(4) as pool:
+            for outputs in pool.map(run_all, self.topology.machines):
+                for line in outputs:
+                    progress(line)
+
+    def start_frr(self, limit: float) -> None:
+        """Start FRR on every router and give it its configuration; `limit` is a reading of time.monotonic()."""
+        instances = list(self.frr.values())
+        for instance in instances:
+            instance.prepare()
+            # Its clients retry after ten seconds only: zebra must be there first.
+            instance.start("mgmtd", "zebra")
+        for instance in instances:
+            _wait_for(instance.sockets / "zserv.api", limit, f"{instance.node}: zebra; see {instance.logs}")
+            instance.start(*(name for name in instance.daemons() if name not in {"mgmtd", "zebra"}))
+        frr.wait_answers(instances, limit)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(frr.Instance.configure, instances))
+
+    # -- convergence ------------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        """What is missing: BGP and BFD sessions, ECMP routes to every VTEP by all uplinks, EVPN's flood lists."""
+        with ThreadPoolExecutor(4) as pool:
+            return Health(tuple(line for lines in pool.map(self._missing, self.frr) for line in lines))
+
+    def wait_converged(self, deadline: float = 60.0) -> None:
+        """Wait until nothing is missing.
+
+        Raises:
+            LabError: what is still missing after `deadline` seconds.
+        """
+        limit = time.monotonic() + deadline
+        open_nodes = list(self.frr)
+        missing: list[str] = []
+        while open_nodes:
+            with ThreadPoolExecutor(4) as pool:
+                results = dict(zip(open_nodes, pool.map(self._missing, open_nodes), strict=True))
+            open_nodes = [node for node in open_nodes if results[node]]
+            missing = [line for lines in results.values() for line in lines]
+            if open_nodes and time.monotonic() > limit:
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                raise LabError(f"{self.name} has not converged in {deadline:.0f} s: {'; '.join(missing[:3])}{more}")
+            if open_nodes:
+                time.sleep(0.2)
+
+    def _missing(self, node: str) -> list[str]:
+        instance, links = self.frr[node], self.topology.uplinks(node)
+        missing = []
+        summary = instance.show("show bgp summary json")
+        for family in ("ipv4Unicast", "l2VpnEvpn"):
+            peers = summary.get(family, {}).get("peers", {})
+            established = sum(peer.get("state") == "Established" for peer in peers.values())
+            if established < len(links):
+                missing.append(f"{node}: BGP {family}: {established} of {len(links)} sessions")
+        sessions = [peer for peer in instance.show("show bfd peers json") if peer.get("status") == "up"]
+        if len(sessions) < len(links):
+            missing.append(f"{node}: BFD: {len(sessions)} of {len(links)} sessions")
+        if not missing and node in self.leaves:
+            missing += self._missing_tunnels(node, len(links))
+        return missing
+
+    def _missing_tunnels(self, leaf: str, uplinks: int) -> list[str]:
+        others = {self.vtep(other): other for other in self.leaves if other != leaf}
+        routes = self.next_hops(leaf)
+        missing = [
+            f"{leaf}: route to {other}: {len(routes.get(address, []))} of {uplinks} next hops"
+            for address, other in others.items()
+            if len(routes.get(address, [])) < uplinks
+        ]
+        flooded = self.flood_list(leaf)
+        missing += [f"{leaf}: no EVPN type-3 route of {o}" for address, o in others.items() if address not in flooded]
+        return missing
+
+    def next_hops(self, node: str) -> dict[str, list[tuple[str, str]]]:
+        """The kernel's unicast IPv4 routes of a node: destination -> (interface, gateway) of each next hop."""
+        routes = {}
+        for route in json.loads(self.exec(node, "ip", "-j", "route", "show").stdout or "[]"):
+            hops = route.get("nexthops", [route])
+            routes[route["dst"]] = [(hop["dev"], _gateway(hop)) for hop in hops if "dev" in hop]
+        return routes
+
+    def flood_list(self, leaf: str) -> set[str]:
+        """The remote VTEPs that a leaf floods to, as EVPN type-3 routes have told it."""
+        output = self.exec(leaf, "bridge", "-j", "fdb", "show", "dev", "vxlan100").stdout
+        return {entry["dst"] for entry in json.loads(output or "[]") if entry["mac"] == "00:00:00:00:00:00"}
+
+    # -- nodes ------------------------------------------------------------------------------------------------------
+
+    def exec(
+        self, node: str, *command: str, check: bool = True, timeout: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a node and return what it printed.
+
+        Raises:
+            LabError: where it fails and `check` is set.
+        """
+        full = namespaces.enter(self.namespace(self._known(node)), command)
+        done = subprocess.run(full, check=False, capture_output=True, text=True, timeout=timeout)
+        if check and done.returncode != 0:
+            words = " ".join((done.stderr or done.stdout).split())
+            raise LabError(f"{node}: {' '.join(command)}: {words or f'exit status {done.returncode}'}")
+        return done
+
+    def popen(self, node: str, *command: str, **options: Any) -> subprocess.Popen[Any]:
+        """Start a command on a node; the caller ends it (`down` ends what is left)."""
+        return subprocess.Popen(namespaces.enter(self.namespace(self._known(node)), command), **options)
+
+    def enter(self, node: str, *command: str) -> list[str]:
+        """The argument vector that runs a command on a node."""
+        return namespaces.enter(self.namespace(self._known(node)), command)
+
+    def vtysh(self, node: str, *commands: str) -> str:
+        """What vtysh of a router prints for these commands."""
+        return self._router(node).vtysh(*commands)
+
+    def show(self, node: str, command: str) -> Any:
+        """The JSON of a router's `show ... json`."""
+        return self._router(node).show(command)
+
+    def counters(self, node: str) -> Mapping[str, rtnetlink.Counters]:
+        """The kernel's interface counters of a node, by interface."""
+        with rtnetlink.Socket(self.namespace(self._known(node))) as netlink:
+            return netlink.counters()
+
+    def _known(self, node: str) -> str:
+        if self.namespace(node) not in self.state.namespaces:
+            names = ", ".join(machine.name for machine in self.topology.machines)
+            raise LabError(f"lab {self.name} has no node {node}; it has {names}")
+        return node
+
+    def _router(self, node: str) -> frr.Instance:
+        if self._known(node) not in self.frr:
+            raise LabError(f"{node} is a host and runs no FRR; routers are {', '.join(self.frr)}")
+        return self.frr[node]
+
+    # -- faults -----------------------------------------------------------------------------------------------------
+
+    def cut(self, link: Link, side: str | None = None) -> None:
+        """Set a link down at one node (by default the first of the file); both ends lose carrier."""
+        end = link.end(side) if side else link.a
+        self.exec(end.node, "ip", "link", "set", end.interface, "down")
+
+    def heal(self, link: Link) -> None:
+        """Undo `cut` and `lose` on a link; nothing happens where neither was."""
+        for end in link.ends:
+            with rtnetlink.Socket(self.namespace(end.node)) as netlink:
+                netlink.set_xdp(end.interface, -1)
+            self.exec(end.node, "ip", "link", "set", end.interface, "up")
+
+    def lose(self, link: Link, towards: str | None = None, probability: float = 1.0) -> None:
+        """Lose packets on the wire with carrier up: both ways, or only those that go towards one node.
+
+        What is lost is never seen by packet taps or tc programs of the receiving end.
+        """
+        ends = [link.end(towards)] if towards else list(link.ends)
+        program = bpf.load_lossy(probability)
+        try:
+            for end in ends:
+                with rtnetlink.Socket(self.namespace(end.node)) as netlink:
+                    netlink.set_xdp(end.interface, program)
+        finally:
+            os.close(program)
+
+    @contextmanager
+    def fault(self, link: Link, **how: Any) -> Iterator[None]:
+        """A silent loss (see `lose`) for the time of a `with` block."""
+        self.lose(link, **how)
+        try:
+            yield
+        finally:
+            self.heal(link)
+
+    # -- BFD --------------------------------------------------------------------------------------------------------
+
+    def set_bfd(self, link: Link, interval_ms: int, multiplier: int) -> None:
+        """Change the BFD timers of a link at both ends, at run time; they come into force by a poll sequence."""
+        profile = f"{interval_ms}x{multiplier}"
+        for end in link.ends:
+            neighbor = self.conf(end.node).neighbor_on(end.interface)
+            if neighbor is None:
+                raise LabError(f"{end} has no BGP neighbour in {self.frr[end.node].files[frr.FRR_CONF]}; so no BFD")
+            self.vtysh(
+                end.node,
+                "configure terminal",
+                "bfd",
+                f"profile {profile}",
+                f"transmit-interval {interval_ms}",
+                f"receive-interval {interval_ms}",
+                f"detect-multiplier {multiplier}",
+                "exit",
+                "exit",
+                f"router bgp {self.conf(end.node).asn}",
+                f"neighbor {neighbor} bfd profile {profile}",
+            )
+
+    def bfd_peer(self, node: str, link: Link) -> dict[str, Any]:
+        """bfdd's view of a link's session at one of its nodes; {} where it has none."""
+        interface = link.end(node).interface
+        for peer in self.show(node, "show bfd peers json"):
+            if peer.get("interface") == interface:
+                return dict(peer)
+        return {}
+
+    # -- qpd --------------------------------------------------------------------------------------------------------
+
+    def sidecar(self, node: str) -> sidecar.Sidecar:
+        """qpd beside a router."""
+        router, beside = self._router(node), self.topology.sidecar(node)
+        return sidecar.Sidecar(
+            node=node,
+            namespace=self.namespace(node),
+            frr_sockets=router.sockets,
+            pins=self.state.pins / node,
+            directory=self.state.directory / node,
+            records=self.records,
+            log=self.state.logs / f"{node}.qpd.log",
+            base=beside.bound(sidecar.CONFIG) if beside else None,
+        )
+
+    def start_qpd(
+        self, node: str, extra_config: Mapping[str, Any] | None = None, *, wait: bool = True, deadline: float = 30.0
+    ) -> None:
+        """Start qpd beside a router; with `wait`, return when it steers."""
+        self.sidecar(node).start(extra_config or {})
+        if wait:
+            self.wait_qpd(node, deadline)
+
+    def wait_qpd(self, node: str, deadline: float = 30.0) -> None:
+        """Wait until a router's qpd steers."""
+        self.sidecar(node).wait_steering(deadline)
+
+    def stop_qpd(self, node: str, *, detach: bool = False) -> None:
+        """End a router's qpd with SIGTERM; its programs go on steering unless `detach` is set."""
+        self.sidecar(node).stop(detach=detach)
+
+    def kill_qpd(self, node: str, signal_number: int) -> None:
+        """Send a signal to a router's qpd."""
+        self.sidecar(node).kill(signal_number)
+
+
+def _gateway(hop: Mapping[str, Any]) -> str:
+    via = hop.get("via")
+    return str(via["host"]) if isinstance(via, Mapping) else str(hop.get("gateway", ""))
+
+
+def _wait_for(file: Path, limit: float, what: str) -> None:
+    while not file.exists():
+        if time.monotonic() > limit:
+            raise LabError(f"{what}: {file} does not appear")
+        time.sleep(0.02)
+
+
