@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Every map and the layout of what it holds. qpd/kernel/layout.py mirrors these structs as numpy dtypes, and a test
  * compares the two through the kernel's own record of sizes. Whoever changes size or meaning of a struct raises
- * QPD_LAYOUT: it is part of the pin path, so that two layouts never share a map. */
+ * QPD_LAYOUT: it is part of the pin path, so that two layouts never share a map.
+ *
+ * For the loader: bcc rewrites map accesses in its main text only, not in files that this includes. So hand it one text:
+ * qpd.c with every #include "…" replaced, once, by the file (and #line, for its messages). Includes in <> stay. */
 #ifndef QPD_MAPS_H
 #define QPD_MAPS_H
 
 #include <uapi/linux/bpf.h>
-#include <uapi/linux/in6.h>
+
+#include "verdict.h"
 
 #define QPD_LAYOUT 1
 
@@ -17,6 +21,9 @@
 #ifndef QPS_MAX
 #define QPS_MAX 131072
 #endif
+#ifndef QPS_TYPE
+#define QPS_TYPE "lru_hash" /* a test sets "hash", where a full map refuses */
+#endif
 
 #define PATHS_MAX 64         /* one bit each in the word of living paths */
 #define SLOTS 4096           /* positions of a group; a power of two */
@@ -25,6 +32,7 @@
 #define DESTINATIONS_MAX 4096
 #define NEIGHBOURS_MAX 1024
 #define BFD_SESSIONS_MAX 256
+#define EVENTS_BYTES (256 * 1024) /* a power of two, and whole pages */
 #define NO_PATH 0xff
 #define NO_GROUP 0xffff
 
@@ -33,24 +41,7 @@ struct address {
 	__u8 bytes[16];
 };
 
-/* What the classifier did with a packet; each value is counted per hook. qpd/model.py names them alike. */
-enum verdict {
-	VERDICT_NOT_ROCE,       /* anything but RoCEv2 or BFD control: untouched */
-	VERDICT_OWN_PATH,       /* egress: the QP's path is this uplink's only next hop: passed */
-	VERDICT_REDIRECTED,     /* egress: sent to the QP's path's next hop */
-	VERDICT_SECOND_PASS,    /* egress: redirected here by this program a moment ago: passed, not counted twice */
-	VERDICT_FRAGMENT,       /* IP fragment: passed */
-	VERDICT_TRUNCATED,      /* headers end before the BTH does: passed */
-	VERDICT_TAGGED,         /* egress: RoCE under an outer VLAN tag, which a redirect would lose: passed */
-	VERDICT_UNKNOWN_GROUP,  /* egress: no destination covers the outer address: passed */
-	VERDICT_NO_LIVING_PATH, /* egress: every path of the group is dead: passed */
-	VERDICT_MAP_FULL,       /* no entry could be made for the QP: passed (egress: steered by slot, not counted per QP) */
-	VERDICT_OBSERVED,       /* ingress: RoCEv2, counted */
-	VERDICT_BFD,            /* BFD control packet, read by the tap, passed */
-	VERDICTS
-};
-
-enum hook { HOOK_STEER, HOOK_OBSERVE, HOOKS };
+enum living_index { LIVING_DAEMON, LIVING_TAP, LIVING_WORDS };
 enum placement { PLACEMENT_HASH, PLACEMENT_BALANCED };
 
 /* A queue pair as the packet names it: VXLAN network identifier (0 without VXLAN), destination host (inner destination
@@ -124,11 +115,18 @@ struct counters {
 	struct path_counters path[HOOKS][PATHS_MAX];
 };
 
-/* `placed` only grows, by the kernel; `gone` only the daemon writes, when it has seen QPs idle or evicted.
+/* `placed` only grows, by the kernel (but for a placement that lost its race and is taken back); `gone` only the daemon writes, when it has seen QPs idle or evicted.
  * Active QPs of a path = placed - gone. Two maps, so that neither writer can undo the other. */
 struct load {
 	__u64 qps;
 };
+
+/* Serialises a short read-modify-write of two CPUs, which clang 14 offers no atomic instruction for under bcc. */
+struct lock {
+	struct bpf_spin_lock lock;
+};
+
+enum lock_index { LOCK_PLACED, LOCK_TAP, LOCKS };
 
 enum event_kind { EVENT_QP_NEW = 1, EVENT_PATH_STATE = 2, EVENT_QP_MOVED = 3 };
 
@@ -152,9 +150,9 @@ struct neighbour_key {
 };
 
 /* QPs that leave: qp_key -> qp. The least recently used entry makes room. */
-BPF_TABLE_PINNED("lru_hash", struct qp_key, struct qp, qps, QPS_MAX, PIN_DIR "/qps");
+BPF_TABLE_PINNED(QPS_TYPE, struct qp_key, struct qp, qps, QPS_MAX, PIN_DIR "/qps");
 /* QPs that arrive: qp_key -> qp (path = where its packets come in). */
-BPF_TABLE_PINNED("lru_hash", struct qp_key, struct qp, arrivals, QPS_MAX, PIN_DIR "/arrivals");
+BPF_TABLE_PINNED(QPS_TYPE, struct qp_key, struct qp, arrivals, QPS_MAX, PIN_DIR "/arrivals");
 /* path id -> next hop. */
 BPF_TABLE_PINNED("array", __u32, struct path, paths, PATHS_MAX, PIN_DIR "/paths");
 /* group id -> member paths and weights. */
@@ -164,8 +162,10 @@ BPF_TABLE_PINNED("array", __u32, struct slot_order, slots, TABLES_MAX *SLOTS, PI
 /* underlay prefix -> group id. */
 BPF_TABLE_PINNED7("lpm_trie", struct destination_key, __u32, destinations, DESTINATIONS_MAX, PIN_DIR "/destinations",
 		  BPF_F_NO_PREALLOC);
-/* [0]: the word of living paths. */
-BPF_TABLE_PINNED("array", __u32, __u64, living, 2, PIN_DIR "/living");
+/* [LIVING_DAEMON]: the word of living paths, as the daemon wants it. [LIVING_TAP]: the paths that the BFD tap holds down,
+ * a bit set for a *dead* path, so that a map nobody has written yet constrains nothing. Only the kernel writes it.
+ * A path serves if its bit is set in the one and clear in the other. */
+BPF_TABLE_PINNED("array", __u32, __u64, living, LIVING_WORDS, PIN_DIR "/living");
 /* [0]: generation and placement. */
 BPF_TABLE_PINNED("array", __u32, struct control, control, 1, PIN_DIR "/control");
 /* [0], per CPU: verdicts, and packets and bytes of each path, by hook. */
@@ -176,5 +176,19 @@ BPF_TABLE_PINNED("array", __u32, struct load, placed, PATHS_MAX, PIN_DIR "/place
 BPF_TABLE_PINNED("array", __u32, struct load, gone, PATHS_MAX, PIN_DIR "/gone");
 /* (interface, source MAC) -> path id. */
 BPF_TABLE_PINNED("hash", struct neighbour_key, __u32, neighbours, NEIGHBOURS_MAX, PIN_DIR "/neighbours");
+/* [LOCK_…]: taken for a few instructions. */
+BPF_TABLE_PINNED("array", __u32, struct lock, locks, LOCKS, PIN_DIR "/locks");
+
+/* Records that begin with struct event, for the daemon. A full ring drops records: they are hints, the maps are the truth.
+ * bcc has no macro for a pinned ring; its section name carries the pin as BPF_TABLE_PINNED does. */
+struct events_table_t {
+	int key;
+	__u32 leaf;
+	int (*ringbuf_output)(void *data, __u64 size, __u64 flags);
+	__u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" PIN_DIR "/events"))) struct events_table_t events = {
+	.max_entries = EVENTS_BYTES,
+};
 
 #endif /* QPD_MAPS_H */
