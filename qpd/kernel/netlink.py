@@ -24,8 +24,6 @@ from qpd.kernel import netlink_socket as ns
 from qpd.kernel.netlink_state import NOTHING, Mirror, Part, Snapshot
 from qpd.model import (
     Event,
-    LinkChanged,
-    LinkGone,
     NeighbourChanged,
     NeighbourGone,
     Resynced,

@@ -121,6 +121,11 @@ def to_address(packed: bytes) -> Address:
     return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
+def to_network(packed: bytes, length: int) -> Network:
+    """4 or 16 bytes and a length to a prefix."""
+    return IPv4Network((packed, length)) if len(packed) == 4 else IPv6Network((packed, length))
+
+
 def _u32(data: bytes | None, default: int = 0) -> int:
     return default if data is None else int(_U32.unpack(data)[0])
 
@@ -252,7 +257,7 @@ class RouteDecoder:
     def _prefix(self, packed: bytes, length: int) -> Network:
         known = self._prefixes.get((packed, length))
         if known is None:
-            known = IPv4Network((packed, length)) if len(packed) == 4 else IPv6Network((packed, length))
+            known = to_network(packed, length)
             _bounded(self._prefixes, 4 * self._MEMORY)[packed, length] = known
         return known
 
