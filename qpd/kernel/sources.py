@@ -47,3 +47,29 @@ def fingerprint(folder: Path, flags: tuple[str, ...]) -> str:
     for flag in flags:
         digest.update(flag.encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"\s*$')
+
+
+def flattened(folder: Path, name: str = "qpd.c") -> str:
+    """One text of a file with each ``#include "…"`` replaced by that file, once, and #line for the compiler's messages.
+
+    bcc turns ``map.lookup()`` into calls in its main text only, not in files that this includes.
+    """
+    seen: set[str] = set()
+
+    def lines(file: str) -> list[str]:
+        seen.add(file)
+        result = [f'#line 1 "{file}"']
+        for number, line in enumerate((folder / file).read_text(encoding="utf-8").splitlines(), 1):
+            match = _INCLUDE.match(line)
+            if match is None:
+                result.append(line)
+                continue
+            if match[1] not in seen:
+                result += lines(match[1])
+            result.append(f'#line {number + 1} "{file}"')
+        return result
+
+    return "\n".join(lines(name)) + "\n"

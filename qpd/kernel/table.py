@@ -187,10 +187,13 @@ class Table:
             yield keys[:filled], values[:filled]
 
 
-def check_layout(fd: int, path: Path, layout: MapLayout) -> int:
-    """Compare an open map with what it should be; gives its number of entries. Raises LayoutMismatchError."""
+def check_layout(fd: int, path: Path, layout: MapLayout, qps_max: int | None = None) -> int:
+    """Compare an open map with what it should be; gives its number of entries. Raises LayoutMismatchError.
+
+    ``qps_max``: the entries of a map whose size is a setting; None: whatever it has.
+    """
     info = bpf.map_info(fd)
-    entries = info.max_entries if layout.entries is None else layout.entries
+    entries = layout.entries or qps_max or info.max_entries
     have = (info.type, info.key_size, info.value_size, info.max_entries)
     want = (int(layout.type), layout.key.itemsize, layout.value.itemsize, entries)
     if have != want:
