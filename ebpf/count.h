@@ -24,8 +24,8 @@ static __always_inline void count(enum hook hook, enum verdict verdict, __u32 pa
 static __always_inline void tell_qp(enum event_kind kind, const struct qp_key *key, __u32 path)
 {
 	struct event_qp event = {
-		.head = {.kind = kind, .path = path, .time_ns = bpf_ktime_get_ns()},
-		.key = *key,
+	        .head = {.kind = kind, .path = path, .time_ns = bpf_ktime_get_ns()},
+	        .key = *key,
 	};
 
 	/* A full ring drops the event: a hint lost, and no packet waits for the daemon. */

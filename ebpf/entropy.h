@@ -7,7 +7,7 @@
 
 #define UDP_SOURCE 0
 #define UDP_LENGTH 4
-#define UDP_CHECK 6
+#define UDP_CHECK  6
 
 static __always_inline __u16 fold(__u64 sum)
 {
@@ -44,7 +44,7 @@ static __always_inline bool left_to_device(struct __sk_buff *skb, const struct p
 {
 	return holds_pseudo_sum(skb, ETH_HLEN, packet->vxlan_udp, packet->outer_protocol == bpf_htons(ETH_P_IPV6)) &&
 	       !holds_pseudo_sum(skb, packet->inner_ip, packet->inner_udp,
-				 packet->inner_protocol == bpf_htons(ETH_P_IPV6));
+	                         packet->inner_protocol == bpf_htons(ETH_P_IPV6));
 }
 
 /* For an untagged outer frame. Without VXLAN nothing is written: the ICRC covers RoCE's own ports. */

@@ -40,7 +40,7 @@ struct decision {
 
 /* Not under its own name: bcc 0.26 declares that without the length. */
 static long (*redirect_to_next_hop)(__u32 ifindex, struct bpf_redir_neigh *params, int length,
-				    __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
+                                    __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
 static __always_inline int redirect(struct __sk_buff *skb, const struct path *path)
 {
@@ -57,7 +57,7 @@ static __always_inline int redirect(struct __sk_buff *skb, const struct path *pa
 
 /* Sends the packet to the path's next hop, or lets it pass where that is the same. */
 static __always_inline int leave_by(struct __sk_buff *skb, const struct packet *packet, const struct path *path,
-				    struct decision *decision)
+                                    struct decision *decision)
 {
 	enum verdict verdict = VERDICT_REDIRECTED;
 	int action = PASS;
@@ -131,8 +131,8 @@ static __always_inline __u32 stand_in(const struct qp *qp, __u64 usable)
 
 /* First packet of a QP: places it and makes its entry, unless another CPU has done so a moment ago. NULL: no entry, and
  * `decision` says why. */
-static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packet *packet, const struct control *control,
-					     struct decision *decision)
+static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packet *packet,
+                                             const struct control *control, struct decision *decision)
 {
 	struct slot_order *order;
 	struct qp qp = {};
@@ -180,7 +180,7 @@ static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packe
 
 /* The path of a QP that has an entry. */
 static __always_inline void follow_entry(const struct packet *packet, struct qp *qp, __u32 generation, __u32 bytes,
-					 struct decision *decision)
+                                         struct decision *decision)
 {
 	__u64 usable;
 

@@ -25,16 +25,16 @@
 #define QPS_TYPE "lru_hash" /* a test sets "hash", where a full map refuses */
 #endif
 
-#define PATHS_MAX 64         /* one bit each in the word of living paths */
-#define SLOTS 4096           /* positions of a group; a power of two */
-#define TABLES_MAX 16        /* distinct slot tables (one per set of weights) */
-#define GROUPS_MAX 256       /* distinct sets of paths */
+#define PATHS_MAX        64   /* one bit each in the word of living paths */
+#define SLOTS            4096 /* positions of a group; a power of two */
+#define TABLES_MAX       16   /* distinct slot tables (one per set of weights) */
+#define GROUPS_MAX       256  /* distinct sets of paths */
 #define DESTINATIONS_MAX 4096
-#define NEIGHBOURS_MAX 1024
+#define NEIGHBOURS_MAX   1024
 #define BFD_SESSIONS_MAX 256
-#define EVENTS_BYTES (256 * 1024) /* a power of two, and whole pages */
-#define NO_PATH 0xff
-#define NO_GROUP 0xffff
+#define EVENTS_BYTES     (256 * 1024) /* a power of two, and whole pages */
+#define NO_PATH          0xff
+#define NO_GROUP         0xffff
 
 /* An IPv6 address, or an IPv4 address as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). Network byte order. */
 struct address {
@@ -55,34 +55,34 @@ struct qp_key {
 /* One steered (egress) or observed (ingress) QP. Times: CLOCK_MONOTONIC, ns. */
 struct qp {
 	__u64 packets;
-	__u64 bytes;             /* frame length on this uplink, outer headers included */
+	__u64 bytes; /* frame length on this uplink, outer headers included */
 	__u64 first_seen_ns;
-	__u64 last_seen_ns;      /* to a timer tick (bpf_ktime_get_coarse_ns) */
-	__u64 members;           /* cached from the group while `generation` is current */
-	struct address src;      /* inner source address of the first packet */
+	__u64 last_seen_ns;         /* to a timer tick (bpf_ktime_get_coarse_ns) */
+	__u64 members;              /* cached from the group while `generation` is current */
+	struct address src;         /* inner source address of the first packet */
 	struct address destination; /* outer destination address (the VTEP), or dst again without VXLAN */
-	__u32 generation;        /* control.generation at which group and members were cached */
-	__u32 moves;             /* how often the path changed */
-	__u16 group;             /* NO_GROUP: none covers the destination */
+	__u32 generation;           /* control.generation at which group and members were cached */
+	__u32 moves;                /* how often the path changed */
+	__u16 group;                /* NO_GROUP: none covers the destination */
 	__u16 slot;
-	__u16 source_port;       /* entropy: the VXLAN outer source port that this QP gets */
-	__u8 home;               /* path id given at the first packet; NO_PATH on ingress */
-	__u8 path;               /* path id of the last packet */
+	__u16 source_port; /* entropy: the VXLAN outer source port that this QP gets */
+	__u8 home;         /* path id given at the first packet; NO_PATH on ingress */
+	__u8 path;         /* path id of the last packet */
 };
 
 /* One next hop on one uplink. ifindex 0: unused id. */
 struct path {
 	__u32 ifindex;
-	__u8 family;             /* AF_INET or AF_INET6 of the next hop */
-	__u8 sole;               /* 1: the only path on its interface, so that passing is as good as redirecting */
+	__u8 family; /* AF_INET or AF_INET6 of the next hop */
+	__u8 sole;   /* 1: the only path on its interface, so that passing is as good as redirecting */
 	__u8 pad[2];
 	struct address next_hop;
-	char interface[16];      /* for whoever adopts the pinned map */
+	char interface[16]; /* for whoever adopts the pinned map */
 };
 
 struct group {
-	__u64 members;           /* bit n: path id n belongs to it; 0: unused */
-	__u32 table;             /* which slot table its slots are read from */
+	__u64 members; /* bit n: path id n belongs to it; 0: unused */
+	__u32 table;   /* which slot table its slots are read from */
 	__u32 pad;
 	__u16 weight[PATHS_MAX]; /* by path id */
 };
@@ -100,8 +100,8 @@ struct destination_key {
 };
 
 struct control {
-	__u32 generation;        /* raised by the daemon after each change of groups, destinations or tables */
-	__u32 placement;         /* enum placement */
+	__u32 generation; /* raised by the daemon after each change of groups, destinations or tables */
+	__u32 placement;  /* enum placement */
 };
 
 struct path_counters {
@@ -161,7 +161,7 @@ BPF_TABLE_PINNED("array", __u32, struct group, groups, GROUPS_MAX, PIN_DIR "/gro
 BPF_TABLE_PINNED("array", __u32, struct slot_order, slots, TABLES_MAX *SLOTS, PIN_DIR "/slots");
 /* underlay prefix -> group id. */
 BPF_TABLE_PINNED7("lpm_trie", struct destination_key, __u32, destinations, DESTINATIONS_MAX, PIN_DIR "/destinations",
-		  BPF_F_NO_PREALLOC);
+                  BPF_F_NO_PREALLOC);
 /* [LIVING_DAEMON]: the word of living paths, as the daemon wants it. [LIVING_TAP]: the paths that the BFD tap holds down,
  * a bit set for a *dead* path, so that a map nobody has written yet constrains nothing. Only the kernel writes it.
  * A path serves if its bit is set in the one and clear in the other. */
@@ -188,7 +188,7 @@ struct events_table_t {
 	__u32 max_entries;
 };
 __attribute__((section("maps/ringbuf:" PIN_DIR "/events"))) struct events_table_t events = {
-	.max_entries = EVENTS_BYTES,
+        .max_entries = EVENTS_BYTES,
 };
 
 #endif /* QPD_MAPS_H */

@@ -11,9 +11,9 @@
 
 #include "maps.h"
 
-#define VLAN_TAGS_MAX 2       /* 802.1ad outside, 802.1Q inside */
+#define VLAN_TAGS_MAX         2 /* 802.1ad outside, 802.1Q inside */
 #define EXTENSION_HEADERS_MAX 2
-#define IP_FRAGMENT 0x3fff    /* more fragments, or an offset (RFC 791, 3.1) */
+#define IP_FRAGMENT           0x3fff /* more fragments, or an offset (RFC 791, 3.1) */
 
 /* Ethernet 14 + 2 tags 8 + IPv6 40 + UDP 8 + VXLAN 8, the same again without VXLAN, BTH 12, and room for options. */
 #define HEADERS_MAX 256

@@ -125,7 +125,7 @@ static __always_inline void add_placed(__u32 path, __s64 qps)
  * `count < ceil(a / b)` is `count * b < a` in whole numbers. A count that another CPU raises meanwhile only makes the
  * total too small and so the bound stricter: what claim() then grants is within the true bound. */
 static __always_inline __u32 choose_bounded(const struct slot_order *order, const struct group *group, __u64 usable,
-					    __u64 *seen)
+                                            __u64 *seen)
 {
 	__u64 qps = 1, weights = 0;
 
@@ -154,7 +154,7 @@ static __always_inline __u32 choose_bounded(const struct slot_order *order, cons
 
 /* The home of a new QP, counted in `placed`; NO_PATH: no path of the group serves. */
 static __always_inline __u32 place(const struct slot_order *order, const struct group *group, __u64 usable,
-				   __u32 placement)
+                                   __u32 placement)
 {
 	__u32 home;
 

@@ -5,10 +5,10 @@
 
 #include "parse.h"
 
-#define PORT_ROCE 4791          /* InfiniBand Architecture 1, annex A17 */
-#define PORT_VXLAN 4789         /* RFC 7348, 8 */
-#define VXLAN_FLAG_VNI 0x08     /* the I flag: the VNI is valid (RFC 7348, 5) */
-#define BTH_VERSION 0x0f        /* TVer, of which 0 is the only one there is */
+#define PORT_ROCE      4791 /* InfiniBand Architecture 1, annex A17 */
+#define PORT_VXLAN     4789 /* RFC 7348, 8 */
+#define VXLAN_FLAG_VNI 0x08 /* the I flag: the VNI is valid (RFC 7348, 5) */
+#define BTH_VERSION    0x0f /* TVer, of which 0 is the only one there is */
 
 struct vxlan_header {
 	__u8 flags;
@@ -47,7 +47,7 @@ static __always_inline enum verdict parse_udp(struct cursor *cursor, struct udph
 }
 
 static __always_inline enum verdict parse_vxlan(struct cursor *cursor, void *start, struct packet *packet,
-						struct udphdr **udp)
+                                                struct udphdr **udp)
 {
 	struct vxlan_header *vxlan = cursor->at;
 	enum verdict verdict;

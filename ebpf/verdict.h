@@ -15,9 +15,9 @@ enum verdict {
 	VERDICT_TAGGED,         /* egress: RoCE under an outer VLAN tag, which a redirect would lose: passed */
 	VERDICT_UNKNOWN_GROUP,  /* egress: no destination covers the outer address: passed */
 	VERDICT_NO_LIVING_PATH, /* egress: every path of the group is dead: passed */
-	VERDICT_MAP_FULL,       /* no entry could be made for the QP: passed (egress: steered by slot, not counted per QP) */
-	VERDICT_OBSERVED,       /* ingress: RoCEv2, counted */
-	VERDICT_BFD,            /* BFD control packet, read by the tap, passed */
+	VERDICT_MAP_FULL, /* no entry could be made for the QP: passed (egress: steered by slot, not counted per QP) */
+	VERDICT_OBSERVED, /* ingress: RoCEv2, counted */
+	VERDICT_BFD,      /* BFD control packet, read by the tap, passed */
 	VERDICTS
 };
 
