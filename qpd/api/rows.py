@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ import numpy.typing as npt
 
 from qpd.api.queries import QpFilter
 from qpd.api.schemas import Direction, QpRow, QpState
-from qpd.model import NO_GROUP, NO_PATH, Address
+from qpd.kernel.layout import pack_address, unpack_address
+from qpd.model import NO_GROUP, NO_PATH
 
 CHUNK = 2000
-_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def select(table: QpTable, wanted: QpFilter, path: int | None = None) -> npt.NDA
     if wanted.qp is not None:
         mask &= keys["dest_qp"] == wanted.qp
     if wanted.host is not None:
-        host = np.frombuffer(_packed(wanted.host), dtype=np.uint8)
+        host = np.frombuffer(pack_address(wanted.host), dtype=np.uint8)
         mask &= (_octets(keys["dst"]) == host).all(axis=1) | (_octets(values["src"]) == host).all(axis=1)
     if path is not None:
         mask &= (values["path"] == path) | (values["home"] == path)
@@ -177,15 +176,6 @@ def _texts(column: npt.NDArray[Any], names: dict[bytes, str]) -> list[str]:
         packed = octets[start : start + 16]
         text = names.get(packed)
         if text is None:
-            text = names[packed] = str(address(packed))
+            text = names[packed] = str(unpack_address(packed))
         texts.append(text)
     return texts
-
-
-def address(packed: bytes) -> Address:
-    """The address that 16 bytes of a map stand for."""
-    return IPv4Address(packed[12:]) if packed.startswith(_MAPPED) else IPv6Address(packed)
-
-
-def _packed(host: Address) -> bytes:
-    return host.packed if isinstance(host, IPv6Address) else _MAPPED + host.packed
