@@ -1,0 +1,65 @@
+"""Whether a path may serve: what speaks against it, and how long it must have been well again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qpd.core.config import PlannerConfig
+from qpd.model import Reason
+
+_DOUBLINGS_MAX = 30
+
+
+@dataclass(slots=True)
+class Health:
+    """Up, failing, or held after a failure; flaps lengthen the hold (RFC 2439's idea, with doubling instead of a decay).
+
+    ``judge`` is called with the worst reason that holds now, or ``Reason.NONE``. The first judgement makes no hold: a
+    path that is well when it is first seen serves at once.
+    """
+
+    config: PlannerConfig
+    failing: Reason = Reason.NONE
+    hold_until: float | None = None
+    flaps: int = 0
+    """Falls in a row with less than ``stable_after`` of service before each."""
+    _serving_since: float | None = None
+    _judged: bool = False
+    _fell: bool = False
+
+    @property
+    def serving(self) -> bool:
+        """Neither failing nor held."""
+        return self.failing is Reason.NONE and self.hold_until is None
+
+    def judge(self, failure: Reason, now: float) -> None:
+        """Take in what speaks against the path at this time."""
+        if self.hold_until is not None and now >= self.hold_until:
+            self._serving_since, self.hold_until = self.hold_until, None
+        if failure is not Reason.NONE:
+            if self.failing is Reason.NONE:
+                self._fall(now)
+            self.failing = failure
+        elif self.failing is not Reason.NONE:
+            self.failing = Reason.NONE
+            self._return(now)
+        elif not self._judged:
+            self._serving_since = now
+        self._judged = True
+
+    def _fall(self, now: float) -> None:
+        served = 0.0 if self._serving_since is None else now - self._serving_since
+        if self._fell:
+            stable = served >= self.config.stable_after
+            self.flaps = 0 if stable else min(self.flaps + 1, _DOUBLINGS_MAX)
+        self._fell = True
+        self.hold_until = None
+        self._serving_since = None
+
+    def _return(self, now: float) -> None:
+        longest = max(self.config.hold_up, self.config.hold_up_max)
+        hold = min(self.config.hold_up * 2.0**self.flaps, longest)
+        if hold > 0:
+            self.hold_until = now + hold
+        else:
+            self._serving_since = now
