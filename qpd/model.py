@@ -239,6 +239,13 @@ class FrrLost:
 
 
 @dataclass(frozen=True, slots=True)
+class FrrBack:
+    """An FRR daemon answers again after FrrLost; what it says follows as PeersNamed or BfdSessionsRead."""
+
+    daemon: str
+
+
+@dataclass(frozen=True, slots=True)
 class TapReported:
     """The kernel's BFD tap saw a path die or return; ``kernel_ns`` is its own time stamp (CLOCK_MONOTONIC)."""
 
@@ -272,6 +279,7 @@ Event = (
     | PeersNamed
     | BfdSessionsRead
     | FrrLost
+    | FrrBack
     | TapReported
     | DrainAsked
     | Tick
