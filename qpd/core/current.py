@@ -39,7 +39,9 @@ def current_paths(
     for group, word in usable.items():
         words[group] = word
     mine = words[groups]
-    at_home = (homes < PATHS_MAX) & (mine >> np.minimum(homes, PATHS_MAX - 1).astype(np.uint64) & np.uint64(1) == 1)
+    at_home = (homes < PATHS_MAX) & (
+        mine >> np.minimum(homes, PATHS_MAX - 1).astype(np.uint64) & np.uint64(1) == 1
+    )
     paths = np.where(at_home, homes, NO_PATH).astype(np.uint8)
     displaced = np.flatnonzero(~at_home & (mine != 0))
     for group in np.unique(groups[displaced]).tolist():
@@ -51,7 +53,9 @@ def current_paths(
 
 
 def _first_usable(orders: _Bytes, word: int) -> _Bytes:
-    bits = np.array([word >> path & 1 for path in range(PATHS_MAX)] + [0] * (NO_PATH + 1 - PATHS_MAX), np.bool_)
+    bits = np.array(
+        [word >> path & 1 for path in range(PATHS_MAX)] + [0] * (NO_PATH + 1 - PATHS_MAX), np.bool_
+    )
     found = bits[orders]
     first = found.argmax(axis=1)
     chosen = orders[np.arange(len(orders)), first]
