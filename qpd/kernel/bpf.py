@@ -28,8 +28,10 @@ _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280}
 PROG_TYPE_SCHED_CLS = 3
 ANY, NOEXIST, EXIST = 0, 1, 2
 """Update flags: create or replace, create only, replace only."""
-F_REPLACE = 1 << 2
+F_BEFORE = 1 << 3
+"""Attach flag: before the program that is named, or before all."""
 F_NO_PREALLOC = 1 << 0
+"""Map flag."""
 
 
 class Command(IntEnum):
@@ -412,9 +414,12 @@ def prog_test_run(
     return RunResult(retval, bytes(data_out[:size_out]), bytes(ctx_out[:context_size]), duration)
 
 
-def link_create(prog_fd: int, ifindex: int, attach_type: AttachType) -> int:
-    """Attach a program to a TCX hook, behind others. It lives while the link is open or pinned."""
-    return _call(Command.LINK_CREATE, bytearray(struct.pack("=III20x", prog_fd, ifindex, attach_type)))
+def link_create(prog_fd: int, ifindex: int, attach_type: AttachType, *, first: bool = False) -> int:
+    """Attach a program to a TCX hook, last or ``first``. The link lives while it is open or pinned."""
+    flags = F_BEFORE if first else 0
+    return _call(
+        Command.LINK_CREATE, bytearray(struct.pack("=IIII16x", prog_fd, ifindex, attach_type, flags))
+    )
 
 
 def link_update(link_fd: int, prog_fd: int) -> None:

@@ -71,12 +71,17 @@ LOAD = np.dtype([("qps", "u8")])
 NEIGHBOUR_KEY = np.dtype([("ifindex", "u4"), ("mac", "V6"), ("pad", "V2")])
 EVENT = np.dtype([("kind", "u4"), ("path", "u4"), ("time_ns", "u8")])
 EVENT_QP = np.dtype([("head", EVENT), ("key", QP_KEY)])
+LOCK = np.dtype([("lock", "u4")])
+NOTHING = np.dtype([])
 INDEX = np.dtype("u4")
 WORD = np.dtype("u8")
 
 QPS_MAX = 131072
 """Default size of the maps ``qps`` and ``arrivals``, as in maps.h."""
 NEIGHBOURS_MAX = 1024
+EVENTS_BYTES = 256 * 1024
+LIVING_DAEMON, LIVING_TAP = 0, 1
+"""Indices of the two words in ``living``."""
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "qp_key": QP_KEY,
@@ -89,6 +94,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "path_counters": PATH_COUNTERS,
     "counters": COUNTERS,
     "load": LOAD,
+    "lock": LOCK,
     "neighbour_key": NEIGHBOUR_KEY,
     "event": EVENT,
     "event_qp": EVENT_QP,
@@ -119,8 +125,9 @@ MAPS: dict[str, MapLayout] = {
     "placed": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
     "gone": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
     "neighbours": MapLayout(MapType.HASH, NEIGHBOUR_KEY, INDEX, NEIGHBOURS_MAX),
+    "locks": MapLayout(MapType.ARRAY, INDEX, LOCK, 2),
+    "events": MapLayout(MapType.RINGBUF, NOTHING, NOTHING, EVENTS_BYTES),
 }
-
 
 # --- Addresses and keys -----------------------------------------------------------------------------------------
 

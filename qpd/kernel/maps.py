@@ -36,6 +36,8 @@ from qpd.model import (
 )
 
 _FAMILY_IPV4, _FAMILY_IPV6 = 2, 10
+_NOT_OURS = {"locks", "events"}
+"""Locks are the kernel's own affair; the ring is read by kernel/ring.py."""
 Side = Literal["qps", "arrivals"]
 
 
@@ -94,7 +96,8 @@ class Maps:
         self._tables: dict[str, Table] = {}
         try:
             for name, map_layout in MAPS.items():
-                self._tables[name] = Table(directory / name, map_layout)
+                if name not in _NOT_OURS:
+                    self._tables[name] = Table(directory / name, map_layout)
         except BaseException:
             self.close()
             raise
@@ -231,11 +234,15 @@ class Maps:
 
     def living(self) -> int:
         """The daemon's word of living paths."""
-        return int.from_bytes(self._tables["living"].octets(0) or b"", sys.byteorder)
+        return int.from_bytes(self._tables["living"].octets(layout.LIVING_DAEMON) or b"", sys.byteorder)
+
+    def tap_dead(self) -> int:
+        """The paths that the kernel's BFD tap holds down: a bit set for a dead path. Only the kernel writes it."""
+        return int.from_bytes(self._tables["living"].octets(layout.LIVING_TAP) or b"", sys.byteorder)
 
     def set_living(self, word: int) -> None:
         """Set the daemon's word of living paths: one store of 64 bits, seen by the next packet."""
-        self._tables["living"].set(0, np.uint64(word).tobytes())
+        self._tables["living"].set(layout.LIVING_DAEMON, np.uint64(word).tobytes())
 
     def generation(self) -> int:
         """The generation of groups, destinations and tables."""
