@@ -1,7 +1,7 @@
 """Carries out the planner's operations, in their order: the only place from which the daemon changes the kernel.
 
-Map writes and attachments take microseconds and are done at once; override routes go to a worker, which takes them in
-order, so that thousands of them never hold up a path's death.
+Map writes take microseconds and are done at once; attachments and override routes are the work of threads and wait in a
+queue, in order, so that thousands of them never hold up a path's death.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 
 import structlog
 
-from qpd.kernel.attach import AttachError
-from qpd.kernel.fib import OverrideResult, OverrideTable
+from qpd.kernel.attach import AttachError, InterfaceGoneError
+from qpd.kernel.fib import OverrideTable
 from qpd.kernel.maps import Maps
 from qpd.model import (
     AttachUplink,
@@ -34,25 +34,27 @@ from qpd.model import (
     WriteTable,
 )
 
+_Slow = AttachUplink | DetachUplink | WriteOverrides | EraseOverrides
+
 _log = structlog.get_logger("qpd.kernel")
 
 
 class Uplinks(Protocol):
     """What puts the classifier on interfaces and takes it off: ``qpd.kernel.classifier.Classifier``."""
 
-    def attach(self, ifindex: int, name: str) -> None:
+    async def attach(self, ifindex: int, name: str) -> None:
         """Put it on. Raises AttachError."""
         ...
 
-    def detach(self, ifindex: int, name: str) -> None:
-        """Take it off; the interface may be gone."""
+    async def detach(self, ifindex: int, name: str) -> None:
+        """Take it off; the interface may be gone. Raises AttachError."""
         ...
 
 
 class Applier:
     """Applies operations to maps, uplinks and the override table; hands every ``Tell`` on.
 
-    ``troubles`` holds what failed last by subject (an interface, ``overrides``), in one line each, until it works again.
+    ``troubles``: what failed last, one line by subject (an interface, ``overrides``), until it works again.
     """
 
     def __init__(
@@ -63,27 +65,31 @@ class Applier:
         self._uplinks = uplinks
         self._overrides = overrides
         self._tell = tell
-        self._queue: asyncio.Queue[WriteOverrides | EraseOverrides] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Slow] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to take override routes."""
-        self._worker = asyncio.get_running_loop().create_task(self._override(), name="override-routes")
+        """Begin to work on what waits."""
+        self._worker = asyncio.get_running_loop().create_task(self._work(), name="slow-operations")
 
     async def stop(self) -> None:
         """Finish what was asked for, then end."""
         if self._worker is not None:
-            await self._queue.join()
+            await self.settled()
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
             self._worker = None
+
+    async def settled(self) -> None:
+        """Return when nothing waits any more."""
+        await self._queue.join()
 
     def apply(self, operations: Iterable[Operation]) -> None:
         """Carry out all, in order."""
         for operation in operations:
             self._apply(operation)
 
-    def _apply(self, operation: Operation) -> None:  # noqa: C901, PLR0912 - one line an operation
+    def _apply(self, operation: Operation) -> None:  # noqa: C901 - one line an operation
         match operation:
             case SetLiving(word):
                 self._maps.set_living(word)
@@ -105,41 +111,57 @@ class Applier:
                 self._maps.raise_generation()
             case WriteNeighbours(paths):
                 self._maps.replace_neighbours(paths)
-            case AttachUplink(ifindex, interface):
-                self._attach(ifindex, interface)
-            case DetachUplink(ifindex, interface):
-                self._uplinks.detach(ifindex, interface)
-                self.troubles.pop(interface, None)
-            case WriteOverrides() | EraseOverrides():
+            case AttachUplink() | DetachUplink() | WriteOverrides() | EraseOverrides():
                 self._queue.put_nowait(operation)
             case Tell():
                 self._tell(operation)
 
-    def _attach(self, ifindex: int, interface: str) -> None:
-        try:
-            self._uplinks.attach(ifindex, interface)
-        except AttachError as error:
-            self.troubles[interface] = str(error)
-            _log.error("uplink not steered", interface=interface, why=str(error))
-        else:
-            self.troubles.pop(interface, None)
-
-    async def _override(self) -> None:
+    async def _work(self) -> None:
         while True:
             operation = await self._queue.get()
             try:
-                self._note(await self._overrides.apply(operation))
-            except OSError as error:
-                self.troubles["overrides"] = f"override routes cannot be written: {error}"
-                _log.error("override routes failed", why=str(error))
+                match operation:
+                    case AttachUplink(ifindex, interface):
+                        self._note(interface, await self._attach(ifindex, interface))
+                    case DetachUplink(ifindex, interface):
+                        self._note(interface, await self._detach(ifindex, interface))
+                    case WriteOverrides() | EraseOverrides():
+                        self._note("overrides", await self._override(operation))
             finally:
                 self._queue.task_done()
 
-    def _note(self, result: OverrideResult) -> None:
-        if result.failures:
-            first = result.failures[0]
-            self.troubles["overrides"] = (
-                f"{len(result.failures)} override routes failed; the first: {first.prefix}: {first.reason}"
-            )
-        else:
-            self.troubles.pop("overrides", None)
+    async def _attach(self, ifindex: int, interface: str) -> str:
+        try:
+            await self._uplinks.attach(ifindex, interface)
+        except InterfaceGoneError:
+            # The kernel has said so, or is about to; the planner takes the uplink back then.
+            return ""
+        except AttachError as error:
+            return str(error)
+        self._tell(Tell("uplink-attached", {"interface": interface, "ifindex": ifindex}))
+        return ""
+
+    async def _detach(self, ifindex: int, interface: str) -> str:
+        try:
+            await self._uplinks.detach(ifindex, interface)
+        except AttachError as error:
+            return str(error)
+        self._tell(Tell("uplink-detached", {"interface": interface, "ifindex": ifindex}))
+        return ""
+
+    async def _override(self, operation: WriteOverrides | EraseOverrides) -> str:
+        try:
+            result = await self._overrides.apply(operation)
+        except OSError as error:
+            return f"override routes cannot be written: {error}"
+        if not result.failures:
+            return ""
+        first = result.failures[0]
+        return f"{len(result.failures)} override routes failed; the first: {first.prefix}: {first.reason}"
+
+    def _note(self, subject: str, trouble: str) -> None:
+        if not trouble:
+            self.troubles.pop(subject, None)
+        elif self.troubles.get(subject) != trouble:
+            self.troubles[subject] = trouble
+            _log.error("operation failed", subject=subject, why=trouble)
