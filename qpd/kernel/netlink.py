@@ -23,9 +23,11 @@ from qpd.kernel import netlink_decode as nl
 from qpd.kernel import netlink_socket as ns
 from qpd.kernel.netlink_state import NOTHING, Mirror, Part, Snapshot
 from qpd.model import (
+    Address,
     Event,
     NeighbourChanged,
     NeighbourGone,
+    Network,
     Resynced,
     RouteChanged,
     RouteGone,
@@ -129,6 +131,7 @@ class NetlinkSource:
         self._dumps: socket.socket | None = None
         self._sequence = 0
         self._primed = False
+        self._connected: list[tuple[Network, int]] | None = None
         self._meanwhile: list[tuple[int, int, bytes]] | None = None
         self._wanted = NOTHING
         self._whole = False
@@ -200,6 +203,16 @@ class NetlinkSource:
         self._want(Part.ALL, whole=True)
         await waiter
 
+    def interface_of(self, address: Address) -> str | None:
+        """The interface on whose connected prefix ``address`` lies; None where no link is known to lead there."""
+        if self._connected is None:
+            self._connected = connected_prefixes(self._mirror.known.routes.values())
+        for prefix, ifindex in self._connected:
+            if address.version == prefix.version and address in prefix:
+                link = self._mirror.known.links.get(ifindex)
+                return None if link is None else link.name
+        return None
+
     # --- notifications -----------------------------------------------------------------------------------------------
 
     def _readable(self, source: socket.socket) -> None:
@@ -260,6 +273,8 @@ class NetlinkSource:
         self._want(Part.ALL, whole=True)
 
     def _hand_out(self, events: list[Event]) -> None:
+        if events:
+            self._connected = None
         if events and self._primed and self._deliver is not None:
             self._deliver(events)
 
@@ -385,6 +400,16 @@ def _judge(part: Part, error: int) -> None:
     if not error or (part is Part.NEXTHOPS and error in (errno.EOPNOTSUPP, errno.EINVAL)):
         return  # kernels before 5.3 have no nexthop objects
     raise OSError(error, f"dump of {part.name}: {os.strerror(error)}")
+
+
+def connected_prefixes(records: Iterable[nl.RouteRecord]) -> list[tuple[Network, int]]:
+    """Prefixes that lie on one link itself, with that link's index, the longest first."""
+    found = [
+        (record.route.prefix, record.route.next_hops[0].ifindex)
+        for record in records
+        if record.route is not None and record.route.next_hops[0].connected
+    ]
+    return sorted(found, key=lambda item: item[0].prefixlen, reverse=True)
 
 
 def coalesced(events: list[Event]) -> list[Event]:
