@@ -1,0 +1,110 @@
+"""sendmmsg(2) and recvmmsg(2) over numpy arrays: many datagrams for one system call, no Python object a packet."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# struct mmsghdr and struct iovec of 64-bit Linux (bits/types/struct_msghdr.h).
+_MMSGHDR = np.dtype(
+    {
+        "names": ["name", "namelen", "iov", "iovlen", "control", "controllen", "flags", "length"],
+        "formats": ["u8", "u4", "u8", "u8", "u8", "u8", "i4", "u4"],
+        "offsets": [0, 8, 16, 24, 32, 40, 48, 56],
+        "itemsize": 64,
+    }
+)
+_IOVEC = np.dtype([("base", "u8"), ("length", "u8")])
+_CMSG_TIMESTAMP = np.dtype(
+    [("length", "u8"), ("level", "i4"), ("type", "i4"), ("seconds", "i8"), ("nanoseconds", "i8")]
+)
+MSG_WAITFORONE = 0x10000
+SO_TIMESTAMPNS = 35
+
+
+def sockaddr(address: str, port: int) -> bytes:
+    """struct sockaddr_in or sockaddr_in6."""
+    if ":" in address:
+        family = struct.pack("=H", socket.AF_INET6)
+        return family + struct.pack(">HI", port, 0) + socket.inet_pton(socket.AF_INET6, address) + bytes(4)
+    return struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + socket.inet_aton(address) + bytes(8)
+
+
+class Sender:
+    """Rows of payload that are sent to one address.
+
+    Args:
+        rows: the payloads, one a row, contiguous; the caller changes them in place between calls.
+        address: where they go.
+    """
+
+    def __init__(self, rows: npt.NDArray[np.uint8], address: bytes) -> None:
+        count, length = rows.shape
+        self._name = ctypes.create_string_buffer(address, len(address))
+        self._rows = rows
+        self._iov = np.zeros(count, dtype=_IOVEC)
+        self._iov["base"] = rows.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(length)
+        self._iov["length"] = length
+        self._headers = np.zeros(count, dtype=_MMSGHDR)
+        self._headers["name"] = ctypes.addressof(self._name)
+        self._headers["namelen"] = len(address)
+        self._headers["iov"] = self._iov.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(16)
+        self._headers["iovlen"] = 1
+
+    def send(self, descriptor: int, first: int, count: int) -> int:
+        """Send `count` rows from row `first` on; returns how many the kernel took (0: its buffers are full)."""
+        start = self._headers.ctypes.data + first * _MMSGHDR.itemsize
+        sent = int(_libc.sendmmsg(descriptor, ctypes.c_void_p(start), count, 0))
+        if sent < 0:
+            error = ctypes.get_errno()
+            if error in {errno.ENOBUFS, errno.EAGAIN, errno.EINTR}:
+                return 0
+            raise OSError(error, os.strerror(error))
+        return sent
+
+
+class Receiver:
+    """Batches of datagrams: the first bytes, the full length and the kernel's time of arrival of each."""
+
+    def __init__(self, batch: int, head: int) -> None:
+        self._data = np.zeros((batch, head), dtype=np.uint8)
+        self._control = np.zeros(batch, dtype=_CMSG_TIMESTAMP)
+        self._iov = np.zeros(batch, dtype=_IOVEC)
+        index = np.arange(batch, dtype=np.uint64)
+        self._iov["base"] = self._data.ctypes.data + index * np.uint64(head)
+        self._iov["length"] = head
+        self._headers = np.zeros(batch, dtype=_MMSGHDR)
+        self._headers["iov"] = self._iov.ctypes.data + index * np.uint64(16)
+        self._headers["iovlen"] = 1
+        self._headers["control"] = self._control.ctypes.data + index * np.uint64(_CMSG_TIMESTAMP.itemsize)
+
+    def receive(self, descriptor: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Wait for at least one datagram (or the socket's timeout) and take what is there.
+
+        Returns heads, lengths, and CLOCK_REALTIME nanoseconds of arrival; views that hold until the next call.
+        """
+        self._headers["controllen"] = _CMSG_TIMESTAMP.itemsize
+        flags = MSG_WAITFORONE | socket.MSG_TRUNC
+        count = int(
+            _libc.recvmmsg(descriptor, ctypes.c_void_p(self._headers.ctypes.data), len(self._headers), flags, None)
+        )
+        if count < 0:
+            error = ctypes.get_errno()
+            if error not in {errno.EAGAIN, errno.EINTR}:
+                raise OSError(error, os.strerror(error))
+            count = 0
+        control = self._control[:count]
+        return (
+            self._data[:count],
+            self._headers["length"][:count],
+            control["seconds"] * 1_000_000_000 + control["nanoseconds"],
+        )
