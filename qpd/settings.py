@@ -26,7 +26,8 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from qpd.api import DEFAULT_SOCKET
-from qpd.yamlfile import Document, Problem, SettingsError
+from qpd.yamlfile import Document, Problem
+from qpd.yamlfile import SettingsError as SettingsError
 
 DEFAULT_CONFIG = Path("/etc/qpd/qpd.yaml")
 """Read by ``qpd run`` and ``qpd detach`` without ``--config`` where it exists."""

@@ -1,0 +1,265 @@
+"""What ``qpctl`` prints for people."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from qpd.api.schemas import EventRecord, ExplainStep, Explanation, GroupRow, PathRow, QpRow, StatusInfo
+from qpd.cli.table import Column, show
+from qpd.cli.units import duration, microseconds, si
+
+_STATE_STYLES = {
+    "up": "green",
+    "home": "green",
+    "observed": "green",
+    "hold": "yellow",
+    "drained": "yellow",
+    "away": "yellow",
+    "idle": "dim",
+    "down": "red",
+    "unsteered": "red",
+}
+
+
+def state_style(state: str) -> str:
+    """The colour of a state's word."""
+    return _STATE_STYLES.get(state, "")
+
+
+def _state(row: PathRow) -> str:
+    return row["state"] if row["reason"] in ("", row["state"]) else f"{row['state']}: {row['reason']}"
+
+
+def _detection(row: PathRow) -> str:
+    seconds = row["bfd"]["detection_time_s"] if row["bfd"] else None
+    return "-" if seconds is None else f"{seconds * 1000:g}ms"
+
+
+PATH_COLUMNS = (
+    Column("NAME", lambda r: r["name"]),
+    Column("ID", lambda r: str(r["id"]), right=True, wide=True),
+    Column("INTERFACE", lambda r: r["interface"], rank=4),
+    Column("NEXT HOP", lambda r: r["next_hop"], rank=9),
+    Column("PLANE", lambda r: r["plane"], rank=8),
+    Column("WEIGHT", lambda r: str(r["weight"]), right=True, wide=True),
+    Column("STATE", _state, style=lambda r: state_style(r["state"])),
+    Column("SINCE", lambda r: duration(r["since_s"]), rank=7, right=True),
+    Column("QPS", lambda r: str(r["qps"]), right=True),
+    Column("HOMES", lambda r: str(r["homes"]), rank=3, right=True),
+    Column("PACKETS", lambda r: si(r["packets"]), rank=1, right=True),
+    Column("BYTES", lambda r: si(r["bytes"]), rank=2, right=True),
+    Column("PACKETS IN", lambda r: si(r["packets_in"]), right=True, wide=True),
+    Column("BYTES IN", lambda r: si(r["bytes_in"]), right=True, wide=True),
+    Column("LOST", lambda r: si(r["lost"]), rank=6, right=True),
+    Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=6, right=True),
+    Column(
+        "BFD",
+        lambda r: r["bfd"]["state"] if r["bfd"] else "-",
+        rank=5,
+        style=lambda r: state_style(r["bfd"]["state"]) if r["bfd"] else "",
+    ),
+    Column("DETECTION", _detection, wide=True, right=True),
+)
+
+
+QP_COLUMNS = (
+    Column("VNI", lambda r: str(r["vni"]), rank=5, right=True),
+    Column("DST", lambda r: r["dst"]),
+    Column("QP", lambda r: f"{r['dest_qp']:#x}", right=True),
+    Column("SRC", lambda r: r["src"], rank=4),
+    Column("VIA", lambda r: r["destination"], wide=True),
+    Column("PEER QP", lambda r: "-" if r["peer_qp"] is None else f"{r['peer_qp']:#x}", wide=True, right=True),
+    Column("SLOT", lambda r: "-" if r["slot"] is None else str(r["slot"]), rank=9, right=True),
+    Column(
+        "PORT", lambda r: "-" if r["source_port"] is None else str(r["source_port"]), wide=True, right=True
+    ),
+    Column("HOME", lambda r: r["home"] or "-", rank=3),
+    Column("PATH", lambda r: r["path"] or "-"),
+    Column("STATE", lambda r: r["state"], style=lambda r: state_style(r["state"])),
+    Column("PACKETS", lambda r: si(r["packets"]), right=True),
+    Column("BYTES", lambda r: si(r["bytes"]), rank=1, right=True),
+    Column("LOST", lambda r: si(r["lost"]), rank=8, right=True),
+    Column("RETRANS", lambda r: si(r["retransmitted"]), wide=True, right=True),
+    Column("REORDERED", lambda r: si(r["out_of_order"]), wide=True, right=True),
+    Column("NAKS", lambda r: si(r["naks"]), wide=True, right=True),
+    Column("CNPS", lambda r: si(r["cnps"]), wide=True, right=True),
+    Column("ECN", lambda r: si(r["ecn_marked"]), wide=True, right=True),
+    Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=8, right=True),
+    Column("MOVES", lambda r: str(r["moves"]), rank=6, right=True),
+    Column("AGE", lambda r: duration(r["age_s"]), rank=7, right=True),
+    Column("IDLE", lambda r: duration(r["idle_s"]), rank=2, right=True),
+)
+
+STEP_COLUMNS = (
+    Column("ORDER", lambda r: str(r["place"]), right=True),
+    Column("PATH", lambda r: r["path"]),
+    Column("PLANE", lambda r: r["plane"], rank=3),
+    Column("WEIGHT", lambda r: str(r["weight"]), rank=2, right=True),
+    Column("NEXT HOP", lambda r: "yes" if r["member"] else "no"),
+    Column("STATE", _state, style=lambda r: state_style(r["state"])),
+    Column("HOMES", lambda r: str(r["homes"]), rank=1, right=True),
+    Column("SHARE", lambda r: "-" if r["share"] is None else str(r["share"]), rank=1, right=True),
+    Column("", lambda r: r["role"], style=lambda _: "bold"),
+)
+
+
+def paths(out: Console, rows: Sequence[PathRow], wide: bool) -> None:
+    """``qpctl paths``."""
+    if not rows:
+        out.print("no paths: no route of the main table has a gateway by an uplink (qpctl doctor)")
+        return
+    show(out, PATH_COLUMNS, rows, wide)
+
+
+def qps(out: Console, rows: Sequence[QpRow], limit: int | None, wide: bool) -> None:
+    """``qpctl qps``; ``limit``: print so many of ``rows``, of which one more was asked for."""
+    if not rows:
+        out.print("no queue pairs")
+        return
+    shown = rows if limit is None else rows[:limit]
+    show(out, QP_COLUMNS, shown, wide)
+    if len(shown) < len(rows):
+        out.print(
+            f"(the {len(shown)} with the most bytes; there are more: --limit, or -o json for all)",
+            style="dim",
+        )
+
+
+def groups(out: Console, rows: Sequence[GroupRow], wide: bool) -> None:
+    """``qpctl groups``."""
+    if not rows:
+        out.print("no groups: no destination is reached by an uplink")
+    for row in rows:
+        names = [
+            f"{member['path']} (weight {member['weight']}"
+            + ("" if member["state"] == "up" else f", {member['state']}")
+            + ")"
+            for member in row["members"]
+        ]
+        count = len(row["destinations"])
+        some = row["destinations"] if wide else row["destinations"][:8]
+        more = [] if len(some) == count else [f"and {count - len(some)} more (-o wide)"]
+        out.print(Text(f"group {row['id']}", style="bold"), Text(f"(slot table {row['table']})", style="dim"))
+        _field(out, f"{len(names)} paths", ", ".join(names))
+        _field(out, f"{count} destinations", ", ".join([*some, *more]))
+
+
+def status(out: Console, info: StatusInfo) -> None:
+    """``qpctl status``."""
+    up, total = info["paths"]["up"], info["paths"]["total"]
+    known = info["qps"]
+    _field(
+        out,
+        "node",
+        f"{info['node']}, qpd {info['version']}, pid {info['pid']}, up {duration(info['uptime_s'])}",
+    )
+    _field(out, "paths", f"{up} of {total} up", "" if up == total else "yellow")
+    uplinks = [
+        f"{u['name']} ({u['attach'] or 'not attached'}{'' if u['up'] else ', down'})" for u in info["uplinks"]
+    ]
+    _field(out, "uplinks", ", ".join(uplinks) or "none")
+    _field(out, "queue pairs", f"{known['active']} active, {known['known']} known, room for {known['max']}")
+    _field(out, "placement", info["placement"])
+    _field(out, "destinations", f"{info['destinations']} in {info['groups']} groups")
+    _field(out, "failovers", str(info["failovers"]))
+    _field(out, "overrides", f"{info['overrides']} routes")
+    _field(
+        out,
+        "frr",
+        ", ".join(f"{name} {'answers' if up else 'is silent'}" for name, up in info["frr"].items()) or "-",
+    )
+    for hook, verdicts in info["verdicts"].items():
+        counted = [f"{name} {si(count)}" for name, count in verdicts.items() if count]
+        _field(out, hook, ", ".join(counted) or "no packets")
+    for warning in info["warnings"]:
+        _field(out, "warning", warning, "yellow")
+
+
+def explanation(out: Console, answer: Explanation) -> None:
+    """``qpctl explain``."""
+    fields = answer["fields"]
+    name = f"QP {fields['dest_qp']:#x} of {fields['dst']}" + (
+        f" in VNI {fields['vni']}" if fields["vni"] else ""
+    )
+    verb = "uses" if answer["seen"] else "would use"
+    used = answer["path"]
+    out.print(Text(f"{name} {verb} {used}" if used else f"{name} is not steered", style="bold"))
+    _field(out, "hashed", f"VNI {fields['vni']}, destination {fields['dst']}, QP {fields['dest_qp']:#x}")
+    _field(out, "hash", f"{answer['hash']:#010x}")
+    _field(out, "slot", f"{answer['slot']} of 4096")
+    if fields["vni"]:
+        _field(out, "source port", f"{answer['source_port']} (outer UDP)")
+    _field(out, "destination", f"{answer['destination']} by {answer['prefix'] or 'no known route'}")
+    _field(out, "home", answer["home"] or "-")
+    out.print()
+    if answer["order"]:
+        show(out, STEP_COLUMNS, [{**step, "role": _role(step, answer)} for step in answer["order"]])
+        out.print()
+    for sentence in answer["why"]:
+        _wrapped(out, "- ", sentence)
+
+
+def _role(step: ExplainStep, answer: Explanation) -> str:
+    words = [
+        word for word, path in (("home", answer["home"]), ("path", answer["path"])) if path == step["path"]
+    ]
+    return "<- " + ", ".join(words) if words else ""
+
+
+def drained(out: Console, row: PathRow) -> None:
+    """``qpctl drain`` and ``undrain``."""
+    out.print(
+        Text.assemble(
+            f"{row['name']} is ", (_state(row), state_style(row["state"])), f"; it carries {row['qps']} QPs"
+        )
+    )
+
+
+def event(record: EventRecord) -> Text:
+    """One line of ``qpctl events``."""
+    details = " ".join(f"{key}={_plain(value)}" for key, value in record["detail"].items())
+    style = {"path-down": "red", "path-up": "green", "frr-lost": "yellow", "mismatch": "yellow"}.get(
+        record["kind"], ""
+    )
+    stamp = "kernel" if record["kernel_ns"] is not None else "      "
+    return Text.assemble(
+        (record["time"], "dim"), " ", (stamp, "dim"), " ", (f"{record['kind']:<16}", style), " ", details
+    )
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - JSON
+    if isinstance(value, list):
+        return ",".join(_plain(item) for item in value)
+    text = str(value)
+    return f'"{text}"' if not text or " " in text else text
+
+
+def _field(out: Console, name: str, value: str, style: str = "") -> None:
+    label = f"{name + ':':<14}" if len(name) < 14 else f"{name}: "
+    _wrapped(out, label, value, style)
+
+
+def _wrapped(out: Console, label: str, value: str, style: str = "") -> None:
+    indent = " " * len(label)
+    width = max(out.width, len(label) + 20)
+    wrapped = textwrap.wrap(
+        value,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [indent]
+    for number, line in enumerate(wrapped):
+        head = label if number == 0 else indent
+        out.print(
+            Text.assemble((head, "dim"), (line[len(indent) :], style)),
+            no_wrap=True,
+            overflow="ignore",
+            crop=False,
+        )
