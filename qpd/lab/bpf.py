@@ -8,6 +8,7 @@ inner flow across what would be a wire, and the receiver's multipath hash would 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -112,12 +113,12 @@ def attach_forget_hash(program: int, interfaces: Sequence[str]) -> bool:
 
     The attachment lives and dies with the interface. False where the kernel has no TCX (before 6.6).
     """
-    for interface in interfaces:
-        try:
-            attributes = struct.pack("<IIII", socket.if_nametoindex(interface), program, _TCX_INGRESS, _F_BEFORE)
-            _bpf(_PROG_ATTACH, attributes)
-        except OSError as error:
-            if error.errno == 22:
-                return False
-            raise
+    try:
+        for interface in interfaces:
+            index = socket.if_nametoindex(interface)
+            _bpf(_PROG_ATTACH, struct.pack("<IIII", index, program, _TCX_INGRESS, _F_BEFORE))
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
     return True

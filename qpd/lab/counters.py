@@ -27,7 +27,9 @@ class Series:
 
     def total(self, endpoint: Endpoint, counter: str = "tx_packets") -> int:
         """What a counter has gained from the first reading to the last."""
-        return int(getattr(self.readings[-1][endpoint], counter) - getattr(self.readings[0][endpoint], counter))
+        return int(
+            getattr(self.readings[-1][endpoint], counter) - getattr(self.readings[0][endpoint], counter)
+        )
 
     def totals(self, counter: str = "tx_packets") -> dict[Endpoint, int]:
         """`total` of every endpoint."""
@@ -35,7 +37,9 @@ class Series:
 
     def rates(self, endpoint: Endpoint, counter: str = "tx_bytes") -> npt.NDArray[np.float64]:
         """A counter's gain per second in each interval: one value less than there are readings."""
-        values = np.array([getattr(reading[endpoint], counter) for reading in self.readings], dtype=np.float64)
+        values = np.array(
+            [getattr(reading[endpoint], counter) for reading in self.readings], dtype=np.float64
+        )
         times = np.array(self.times_ns, dtype=np.float64) / 1e9
         return np.diff(values) / np.diff(times)
 
@@ -45,7 +49,9 @@ class Series:
         return {
             "times_ns": self.times_ns,
             "links": {
-                str(endpoint): {name: [getattr(reading[endpoint], name) for reading in self.readings] for name in names}
+                str(endpoint): {
+                    name: [getattr(reading[endpoint], name) for reading in self.readings] for name in names
+                }
                 for endpoint in self.endpoints
             },
         }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ class Fabric:
         """The VTEP address of a leaf."""
         address = self.conf(leaf).loopback
         if address is None:
-            raise LabError(f"{self.frr[leaf].files[frr.FRR_CONF]}: interface lo has no ip address; a leaf needs one")
+            raise LabError(
+                f"{self.frr[leaf].files[frr.FRR_CONF]}: interface lo has no ip address; a leaf needs one"
+            )
         return address
 
     def address(self, host: str, family: int = 4) -> str:
@@ -141,7 +144,7 @@ class Fabric:
 
     # -- up and down ------------------------------------------------------------------------------------------------
 
-    def up(self, *, qpd: bool = True, deadline: float = 90.0, progress: Progress = lambda line: None) -> None:
+    def up(self, *, qpd: bool = True, deadline: float = 90.0, progress: Progress | None = None) -> None:
         """Build the fabric and wait until it has converged (and every sidecar's qpd steers, with `qpd`).
 
         Everything is recorded before it is made; after a failure `down` removes what there is.
@@ -149,16 +152,17 @@ class Fabric:
         Raises:
             LabError: where something is missing or does not come up within `deadline` seconds.
         """
-        problem = "qplab needs root: run it with sudo" if os.geteuid() != 0 else frr.missing()
-        if problem:
-            raise LabError(problem)
+        progress = progress or _silent
+        self.check_free()
         limit = time.monotonic() + deadline
         nodes = self.topology
         self.state.save()
         progress(f"{len(nodes.machines)} network namespaces, {len(nodes.links)} links")
         self._make_namespaces()
         self._make_links()
-        progress(f"interfaces, bridges and VXLAN devices of {len(self.leaves)} leaves and {len(self.hosts)} hosts")
+        progress(
+            f"interfaces, bridges and VXLAN devices of {len(self.leaves)} leaves and {len(self.hosts)} hosts"
+        )
         self._make_wires()
         self._run_exec(progress)
         progress(f"FRR on {len(nodes.routers)} routers")
@@ -172,6 +176,13 @@ class Fabric:
                 self.start_qpd(node, wait=False)
             for node in sidecars:
                 self.wait_qpd(node, limit - time.monotonic())
+
+    def check_free(self) -> None:
+        """Raise LabError where this machine cannot have the lab, or something of its names is there already."""
+        problem = "qplab needs root: run it with sudo" if os.geteuid() != 0 else frr.missing()
+        if problem:
+            raise LabError(problem)
+        self.state.check_free()
 
     def down(self) -> None:
         """Remove everything of the lab, however far `up` has come."""
@@ -192,7 +203,9 @@ class Fabric:
             absent = namespaces.set_sysctls(self.namespace(node.name), values.items())
             # The seed can be set from kernel 6.11 on; before that, all namespaces share the kernel's.
             if wrong := [key for key in absent if key != _HASH_SEED]:
-                raise LabError(f"{self.topology.path}: node {node.name}: sysctls: this kernel has no {wrong[0]}")
+                raise LabError(
+                    f"{self.topology.path}: node {node.name}: sysctls: this kernel has no {wrong[0]}"
+                )
 
     def _make_links(self) -> None:
         machines = {node.name for node in self.topology.machines}
@@ -206,8 +219,12 @@ class Fabric:
                 )
         namespaces.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
         for node in self.topology.machines:
-            ups = [f"link set {link.end(node.name).interface} up" for link in self.topology.links_of(node.name)]
-            namespaces.run(["ip", "-n", self.namespace(node.name), "-batch", "-"], input="\n".join(ups) + "\n")
+            ups = [
+                f"link set {link.end(node.name).interface} up" for link in self.topology.links_of(node.name)
+            ]
+            namespaces.run(
+                ["ip", "-n", self.namespace(node.name), "-batch", "-"], input="\n".join(ups) + "\n"
+            )
 
     def _make_wires(self) -> None:
         program = bpf.load_forget_hash()
@@ -215,7 +232,7 @@ class Fabric:
             for node in self.topology.routers:
                 interfaces = [link.end(node.name).interface for link in self.topology.uplinks(node.name)]
                 namespaces.inside(
-                    self.namespace(node.name), lambda names=interfaces: bpf.attach_forget_hash(program, names)
+                    self.namespace(node.name), partial(bpf.attach_forget_hash, program, interfaces)
                 )
         finally:
             os.close(program)
@@ -228,13 +245,18 @@ class Fabric:
                     done = namespaces.run(namespaces.enter(self.namespace(node.name), command))
                 except LabError as error:
                     raise LabError(f"{self.topology.path}: node {node.name}: exec: {error}") from error
-                outputs += [f"{node.name}: {line}" for line in done.stdout.splitlines()]
+                outputs += done.stdout.splitlines()
             return outputs
 
         with ThreadPoolExecutor(4) as pool:
-            for outputs in pool.map(run_all, self.topology.machines):
+            said: dict[str, list[str]] = {}
+            for node, outputs in zip(
+                self.topology.machines, pool.map(run_all, self.topology.machines), strict=True
+            ):
                 for line in outputs:
-                    progress(line)
+                    said.setdefault(line, []).append(node.name)
+        for line, names in said.items():
+            progress(f"{line} ({len(names)} nodes)" if len(names) > 1 else f"{names[0]}: {line}")
 
     def start_frr(self, limit: float) -> None:
         """Start FRR on every router and give it its configuration; `limit` is a reading of time.monotonic()."""
@@ -273,7 +295,9 @@ class Fabric:
             missing = [line for lines in results.values() for line in lines]
             if open_nodes and time.monotonic() > limit:
                 more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-                raise LabError(f"{self.name} has not converged in {deadline:.0f} s: {'; '.join(missing[:3])}{more}")
+                raise LabError(
+                    f"{self.name} has not converged in {deadline:.0f} s: {'; '.join(missing[:3])}{more}"
+                )
             if open_nodes:
                 time.sleep(0.2)
 
@@ -302,7 +326,9 @@ class Fabric:
             if len(routes.get(address, [])) < uplinks
         ]
         flooded = self.flood_list(leaf)
-        missing += [f"{leaf}: no EVPN type-3 route of {o}" for address, o in others.items() if address not in flooded]
+        missing += [
+            f"{leaf}: no EVPN type-3 route of {o}" for address, o in others.items() if address not in flooded
+        ]
         return missing
 
     def next_hops(self, node: str) -> dict[str, list[tuple[str, str]]]:
@@ -345,11 +371,11 @@ class Fabric:
 
     def vtysh(self, node: str, *commands: str) -> str:
         """What vtysh of a router prints for these commands."""
-        return self._router(node).vtysh(*commands)
+        return self.router(node).vtysh(*commands)
 
-    def show(self, node: str, command: str) -> Any:
+    def show(self, node: str, command: str) -> Any:  # noqa: ANN401 - JSON
         """The JSON of a router's `show ... json`."""
-        return self._router(node).show(command)
+        return self.router(node).show(command)
 
     def counters(self, node: str) -> Mapping[str, rtnetlink.Counters]:
         """The kernel's interface counters of a node, by interface."""
@@ -362,7 +388,8 @@ class Fabric:
             raise LabError(f"lab {self.name} has no node {node}; it has {names}")
         return node
 
-    def _router(self, node: str) -> frr.Instance:
+    def router(self, node: str) -> frr.Instance:
+        """The FRR instance of a spine or leaf; LabError for anything else."""
         if self._known(node) not in self.frr:
             raise LabError(f"{node} is a host and runs no FRR; routers are {', '.join(self.frr)}")
         return self.frr[node]
@@ -412,7 +439,9 @@ class Fabric:
         for end in link.ends:
             neighbor = self.conf(end.node).neighbor_on(end.interface)
             if neighbor is None:
-                raise LabError(f"{end} has no BGP neighbour in {self.frr[end.node].files[frr.FRR_CONF]}; so no BFD")
+                raise LabError(
+                    f"{end} has no BGP neighbour in {self.frr[end.node].files[frr.FRR_CONF]}; so no BFD"
+                )
             self.vtysh(
                 end.node,
                 "configure terminal",
@@ -428,18 +457,19 @@ class Fabric:
             )
 
     def bfd_peer(self, node: str, link: Link) -> dict[str, Any]:
-        """bfdd's view of a link's session at one of its nodes; {} where it has none."""
+        """What bfdd says of a link's session at one of its nodes; {} where it has none."""
         interface = link.end(node).interface
-        for peer in self.show(node, "show bfd peers json"):
-            if peer.get("interface") == interface:
-                return dict(peer)
-        return {}
+        return self.bfd_sessions(node).get(interface, {})
+
+    def bfd_sessions(self, node: str) -> dict[str, dict[str, Any]]:
+        """The BFD sessions of a node, by interface."""
+        return {peer.get("interface", ""): dict(peer) for peer in self.show(node, "show bfd peers json")}
 
     # -- qpd --------------------------------------------------------------------------------------------------------
 
     def sidecar(self, node: str) -> sidecar.Sidecar:
-        """qpd beside a router."""
-        router, beside = self._router(node), self.topology.sidecar(node)
+        """The qpd beside a router."""
+        router, beside = self.router(node), self.topology.sidecar(node)
         return sidecar.Sidecar(
             node=node,
             namespace=self.namespace(node),
@@ -452,7 +482,12 @@ class Fabric:
         )
 
     def start_qpd(
-        self, node: str, extra_config: Mapping[str, Any] | None = None, *, wait: bool = True, deadline: float = 30.0
+        self,
+        node: str,
+        extra_config: Mapping[str, Any] | None = None,
+        *,
+        wait: bool = True,
+        deadline: float = 30.0,
     ) -> None:
         """Start qpd beside a router; with `wait`, return when it steers."""
         self.sidecar(node).start(extra_config or {})
@@ -472,6 +507,10 @@ class Fabric:
         self.sidecar(node).kill(signal_number)
 
 
+def _silent(_line: str) -> None:
+    """No progress is wanted."""
+
+
 def _gateway(hop: Mapping[str, Any]) -> str:
     via = hop.get("via")
     return str(via["host"]) if isinstance(via, Mapping) else str(hop.get("gateway", ""))
@@ -482,5 +521,3 @@ def _wait_for(file: Path, limit: float, what: str) -> None:
         if time.monotonic() > limit:
             raise LabError(f"{what}: {file} does not appear")
         time.sleep(0.02)
-
-

@@ -24,7 +24,7 @@ USER = "frr"
 FRR_CONF, DAEMONS, VTYSH_CONF = (f"/etc/frr/{name}" for name in ("frr.conf", "daemons", "vtysh.conf"))
 
 _ORDER = ("mgmtd", "zebra", "staticd", "bfdd", "bgpd")
-"""mgmtd before all (FRR 9 and later configures zebra through it), zebra before its clients (they retry after 10 s only)."""
+"""mgmtd before all (FRR 9 and later configures zebra through it), zebra before its clients."""
 
 _REALTIME = ("chrt", "-f", "50")
 """bfdd answers within milliseconds or declares its peers down: it goes before everything else on a busy machine."""
@@ -82,7 +82,9 @@ class Instance:
         unknown = [name for name in chosen if not (BINARIES / name).exists()]
         if unknown:
             raise LabError(f"{self.files[DAEMONS]}: {unknown[0]}=yes: there is no {BINARIES / unknown[0]}")
-        return dict(sorted(chosen.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else 99))
+        return dict(
+            sorted(chosen.items(), key=lambda item: _ORDER.index(item[0]) if item[0] in _ORDER else 99)
+        )
 
     def prepare(self) -> None:
         """Make the directories of sockets and configuration."""
@@ -100,7 +102,18 @@ class Instance:
             if names and name not in names:
                 continue
             # The integrated configuration is given to all daemons at once by vtysh; see configure().
-            command = [str(BINARIES / name), "-N", self.name, "-u", USER, "-g", USER, "--log", "stdout", *options]
+            command = [
+                str(BINARIES / name),
+                "-N",
+                self.name,
+                "-u",
+                USER,
+                "-g",
+                USER,
+                "--log",
+                "stdout",
+                *options,
+            ]
             command = [*_hostname(self.node), *command]
             if name == "bfdd" and shutil.which("chrt") is not None:
                 command = [*_REALTIME, *command]
@@ -116,7 +129,9 @@ class Instance:
         done = subprocess.run(
             ["vtysh", "-N", self.name, "-b"], check=False, capture_output=True, text=True, timeout=60
         )
-        complaints = [line for line in (done.stdout + done.stderr).splitlines() if "%" in line or "rror" in line]
+        complaints = [
+            line for line in (done.stdout + done.stderr).splitlines() if "%" in line or "rror" in line
+        ]
         if done.returncode != 0 or complaints:
             words = " ".join(" ".join(complaints).split()) or f"vtysh -b: exit status {done.returncode}"
             raise LabError(f"{self.files[FRR_CONF]}: {words}")
@@ -129,7 +144,11 @@ class Instance:
         """
         arguments = [word for command in commands for word in ("-c", command)]
         done = subprocess.run(
-            ["vtysh", "-N", self.name, *arguments], check=False, capture_output=True, text=True, timeout=timeout
+            ["vtysh", "-N", self.name, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         refused = [line for line in done.stdout.splitlines() if line.startswith("%")]
         if done.returncode != 0 or refused:
@@ -137,18 +156,21 @@ class Instance:
             raise LabError(f"{self.node}: vtysh {'; '.join(commands)}: {words}")
         return done.stdout
 
-    def show(self, command: str) -> Any:
+    def show(self, command: str) -> Any:  # noqa: ANN401 - JSON
         """The JSON of a `show ... json` command; {} where FRR prints nothing."""
         text = self.vtysh(command)
         return json.loads(text) if text.strip() else {}
 
     def _read(self, target: str) -> str:
         if target not in self.files:
-            raise LabError(f"node {self.node}: nothing is bound to {target}; add NODE/{Path(target).name}:{target} to binds")
+            hint = f"add NODE/{Path(target).name}:{target} to binds"
+            raise LabError(f"node {self.node}: nothing is bound to {target}; {hint}")
         try:
             return self.files[target].read_text(encoding="utf-8")
         except OSError as error:
-            raise LabError(f"{self.files[target]}: {error.strerror} (bound to {target} of {self.node})") from error
+            raise LabError(
+                f"{self.files[target]}: {error.strerror} (bound to {target} of {self.node})"
+            ) from error
 
 
 def _hostname(name: str) -> list[str]:

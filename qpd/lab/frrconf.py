@@ -57,9 +57,10 @@ def parse(text: str) -> FrrConf:
 
 def _neighbor(conf: FrrConf, words: list[str]) -> None:
     name = words[1]
-    if words[2] == "interface" or (words[2] == "remote-as" and name[0].isdigit()):
-        if name not in conf.neighbors:
-            conf.neighbors.append(name)
+    # "remote-as" of a peer group names no neighbour; group names begin with a letter.
+    is_neighbor = words[2] == "interface" or (words[2] == "remote-as" and name[0].isdigit())
+    if is_neighbor and name not in conf.neighbors:
+        conf.neighbors.append(name)
 
 
 def _lines(text: str) -> Iterator[tuple[bool, list[str]]]:

@@ -32,7 +32,7 @@ SO_TIMESTAMPNS = 35
 
 
 def sockaddr(address: str, port: int) -> bytes:
-    """struct sockaddr_in or sockaddr_in6."""
+    """The bytes of a sockaddr_in or sockaddr_in6."""
     if ":" in address:
         family = struct.pack("=H", socket.AF_INET6)
         return family + struct.pack(">HI", port, 0) + socket.inet_pton(socket.AF_INET6, address) + bytes(4)
@@ -87,7 +87,9 @@ class Receiver:
         self._headers["iovlen"] = 1
         self._headers["control"] = self._control.ctypes.data + index * np.uint64(_CMSG_TIMESTAMP.itemsize)
 
-    def receive(self, descriptor: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.int64]]:
+    def receive(
+        self, descriptor: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Wait for at least one datagram (or the socket's timeout) and take what is there.
 
         Returns heads, lengths, and CLOCK_REALTIME nanoseconds of arrival; views that hold until the next call.
@@ -95,7 +97,9 @@ class Receiver:
         self._headers["controllen"] = _CMSG_TIMESTAMP.itemsize
         flags = MSG_WAITFORONE | socket.MSG_TRUNC
         count = int(
-            _libc.recvmmsg(descriptor, ctypes.c_void_p(self._headers.ctypes.data), len(self._headers), flags, None)
+            _libc.recvmmsg(
+                descriptor, ctypes.c_void_p(self._headers.ctypes.data), len(self._headers), flags, None
+            )
         )
         if count < 0:
             error = ctypes.get_errno()

@@ -89,14 +89,21 @@ class Records:
         self.directory = directory
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None) -> Identity:
+    def start(
+        self, name: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None
+    ) -> Identity:
         """Start a process of this name in a session of its own, its output appended to `log`."""
         self.directory.mkdir(parents=True, exist_ok=True)
         file = self.directory / f"{name}.json"
         file.write_text(json.dumps({"pid": None, "command": list(command)}), encoding="utf-8")
         with log.open("ab") as output:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=env
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                env=env,
             )
         self._children[name] = child
         # A child that has ended already keeps its pid until it is waited for, so this reads the right one.

@@ -80,7 +80,9 @@ class Tracker:
             self._seen[qp] = np.zeros(4096, dtype=np.uint8)
             self._latest[qp] = known.first_psn
         # Unfold: a step is the difference modulo 2^24 that is nearest to none.
-        steps = (np.diff(psns, prepend=self._latest[qp] % roce.PSN_MODULUS) + _HALF) % roce.PSN_MODULUS - _HALF
+        steps = (
+            np.diff(psns, prepend=self._latest[qp] % roce.PSN_MODULUS) + _HALF
+        ) % roce.PSN_MODULUS - _HALF
         unfolded = self._latest[qp] + np.cumsum(steps)
         self._latest[qp] = int(unfolded[-1])
 

@@ -134,9 +134,9 @@ class Template:
 
 
 def linux_source_port(source_qp: int, destination_qp: int) -> int:
-    """The UDP source port that Linux derives for an RC QP without a flow label (rdma_calc_flow_label, rdma_flow_label_to_udp_sport).
+    """The UDP source port that Linux derives for an RC QP without a flow label; symmetric in the two QP numbers.
 
-    Symmetric in the two QP numbers.
+    rdma_calc_flow_label() and rdma_flow_label_to_udp_sport() of linux/include/rdma/ib_verbs.h.
     """
     product = source_qp * destination_qp
     label = (product ^ product >> 20 ^ product >> 40) & 0xFFFFF

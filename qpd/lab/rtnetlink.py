@@ -95,7 +95,9 @@ class Socket:
                 if answer == _ERROR:
                     (code,) = struct.unpack_from("=i", payload)
                     if code:
-                        raise OSError(-code, f"rtnetlink: {errno.errorcode.get(-code, code)}: {os.strerror(-code)}")
+                        raise OSError(
+                            -code, f"rtnetlink: {errno.errorcode.get(-code, code)}: {os.strerror(-code)}"
+                        )
                     return
                 if answer == _DONE:
                     return

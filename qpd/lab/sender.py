@@ -67,7 +67,12 @@ class Ring:
         self.rounds = max(1, _RING // len(qps))
         templates = [
             roce.Template(
-                spec.source, spec.destination, source_port, qp, opcode=roce.Opcode(spec.opcode), size=spec.size
+                spec.source,
+                spec.destination,
+                source_port,
+                qp,
+                opcode=roce.Opcode(spec.opcode),
+                size=spec.size,
             )
             for qp in qps
         ]
@@ -77,7 +82,9 @@ class Ring:
         for row, template in zip(block, templates, strict=True):
             row[: length - roce.ICRC_LENGTH] = np.frombuffer(template.transport, dtype=np.uint8)
         self.rows = np.ascontiguousarray(np.tile(block, (self.rounds, 1)))
-        self._base = np.tile(np.array([template.base for template in templates], dtype=np.uint32), self.rounds)
+        self._base = np.tile(
+            np.array([template.base for template in templates], dtype=np.uint32), self.rounds
+        )
         self._spec = spec
         self._first_round = 0
         self.position = 0

@@ -86,9 +86,10 @@ class Sidecar:
 
     def status(self, timeout: float = 2.0) -> dict[str, Any] | None:
         """The answer of GET /v1/status, None while the daemon does not answer."""
-        return self.get("/v1/status", timeout)
+        answer = self.get("/v1/status", timeout)
+        return answer if isinstance(answer, dict) else None
 
-    def get(self, path: str, timeout: float = 5.0) -> Any:
+    def get(self, path: str, timeout: float = 5.0) -> Any:  # noqa: ANN401 - JSON
         """The JSON that the daemon's API answers to a GET; None while it does not answer."""
         connection = http.client.HTTPConnection("qpd", timeout=timeout)
         try:
@@ -120,7 +121,9 @@ class Sidecar:
             if not self.running:
                 raise LabError(f"{self.node}: qpd has ended: {self.last_words()}")
             time.sleep(0.05)
-        raise LabError(f"{self.node}: qpd does not steer after {deadline:.0f} s ({state}): {self.last_words()}")
+        raise LabError(
+            f"{self.node}: qpd does not steer after {deadline:.0f} s ({state}): {self.last_words()}"
+        )
 
     def last_words(self) -> str:
         """The last line of the daemon's log."""
@@ -141,7 +144,9 @@ class Sidecar:
         """Send a signal to the daemon."""
         identity = self.records.find(self._record)
         if identity is None or not identity.send(number):
-            raise LabError(f"{self.node}: qpd does not run; signal {signal.Signals(number).name} was not sent")
+            raise LabError(
+                f"{self.node}: qpd does not run; signal {signal.Signals(number).name} was not sent"
+            )
 
     def qpctl(self, *arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run qpctl on this daemon."""

@@ -46,16 +46,25 @@ class State:
         """The lab's processes."""
         return Records(self.directory / "processes")
 
-    def save(self) -> None:
-        """Write the record; refuses where a lab or a namespace of the name is there already."""
+    def check_free(self) -> None:
+        """Raise LabError where a lab, a namespace or an FRR instance of these names is there already."""
         if (self.directory / "state.json").exists():
-            raise LabError(f"lab {self.name} is up already; `qplab down {self.name}` or choose another --name")
+            raise LabError(
+                f"lab {self.name} is up already; `qplab down {self.name}` or choose another --name"
+            )
         for name in self.namespaces:
             if namespaces.exists(name):
-                raise LabError(f"network namespace {name} is there already and not of a lab; choose another --name")
+                raise LabError(
+                    f"network namespace {name} is there already and not of a lab; choose another --name"
+                )
         for name in self.instances:
             if (frr.SOCKETS / name).exists() or (frr.CONFIGURATION / name).exists():
-                raise LabError(f"FRR instance {name} is there already and not of a lab; choose another --name")
+                raise LabError(
+                    f"FRR instance {name} is there already and not of a lab; choose another --name"
+                )
+
+    def save(self) -> None:
+        """Write the record."""
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / "state.new"
         temporary.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")

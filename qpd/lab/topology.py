@@ -176,7 +176,9 @@ class Topology:
         found = [link for link in self.links if all(_touches(link, word) for word in words)]
         spoken = "--".join(words)
         if not found:
-            raise LabError(f"no link {spoken} in lab {self.name}; known: {', '.join(map(str, self.links))}")
+            near = [link for link in self.links if any(_touches(link, word) for word in words)]
+            known = ", ".join(map(str, near)) or "write NODE, NODE:INTERFACE or A--B as in `qplab status`"
+            raise LabError(f"topology {self.name} has no link {spoken}; {'near it: ' if near else ''}{known}")
         if len(found) > 1:
             raise LabError(f"{spoken} may be any of {', '.join(map(str, found))}; write NODE:INTERFACE")
         return found[0]

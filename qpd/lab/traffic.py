@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -154,7 +154,12 @@ class Traffic:
     """
 
     def __init__(
-        self, fabric: Fabric, flows: Sequence[Flow], *, duration: float | None = None, packets: int | None = None
+        self,
+        fabric: Fabric,
+        flows: Sequence[Flow],
+        *,
+        duration: float | None = None,
+        packets: int | None = None,
     ) -> None:
         self.fabric = fabric
         self.flows = list(flows)
@@ -172,7 +177,9 @@ class Traffic:
                 if not 0 < qp < roce.PSN_MODULUS:
                     raise LabError(f"QP {qp}: give 1 to {roce.PSN_MODULUS - 1} (24 bits)")
                 if (flow.destination, qp) in seen:
-                    raise LabError(f"QP {qp:#x} of {flow.destination} is in two flows; give each its own numbers")
+                    raise LabError(
+                        f"QP {qp:#x} of {flow.destination} is in two flows; give each its own numbers"
+                    )
                 seen.add((flow.destination, qp))
 
     async def start(self) -> None:
@@ -224,7 +231,10 @@ class Traffic:
     async def _spawn(self, host: str, module: str, *arguments: str) -> asyncio.subprocess.Process:
         command = self.fabric.enter(host, sys.executable, "-m", module, *arguments)
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         assert process.stdout is not None
         if await process.stdout.readline() != b"ready\n":
@@ -240,7 +250,9 @@ class Traffic:
         self._senders, self._receivers = [], {}
 
 
-def run(fabric: Fabric, flows: Sequence[Flow], *, duration: float | None = None, packets: int | None = None) -> Result:
+def run(
+    fabric: Fabric, flows: Sequence[Flow], *, duration: float | None = None, packets: int | None = None
+) -> Result:
     """Run finite traffic to its end, from code that is not asynchronous."""
 
     async def body() -> Result:
@@ -251,7 +263,7 @@ def run(fabric: Fabric, flows: Sequence[Flow], *, duration: float | None = None,
     return asyncio.run(body())
 
 
-def _signal(processes: Any) -> None:
+def _signal(processes: Iterable[asyncio.subprocess.Process]) -> None:
     for process in processes:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
@@ -269,7 +281,9 @@ def _last_line(errors: bytes) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-def _result(flows: Sequence[Flow], sent: Sequence[dict[str, Any]], received: dict[str, dict[str, Any]]) -> Result:
+def _result(
+    flows: Sequence[Flow], sent: Sequence[dict[str, Any]], received: dict[str, dict[str, Any]]
+) -> Result:
     result = Result(
         overflows=sum(int(host["overflows"]) for host in received.values()),
         begin_ns=min((int(one["begin_ns"]) for one in sent), default=0),
@@ -279,5 +293,7 @@ def _result(flows: Sequence[Flow], sent: Sequence[dict[str, Any]], received: dic
         arrived = received[flow.destination]["qps"]
         for qp in flow.qps:
             arrivals = Arrivals(**arrived.get(str(qp), {}))
-            result.qps.append(QpResult(flow.source, flow.destination, qp, int(one["sent"][str(qp)]), arrivals))
+            result.qps.append(
+                QpResult(flow.source, flow.destination, qp, int(one["sent"][str(qp)]), arrivals)
+            )
     return result

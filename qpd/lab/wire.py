@@ -90,7 +90,12 @@ class Capture:
     """
 
     def __init__(
-        self, fabric: Fabric, endpoints: Sequence[Endpoint], *, filter_: str = ROCE_FILTER, directory: Path | None = None
+        self,
+        fabric: Fabric,
+        endpoints: Sequence[Endpoint],
+        *,
+        filter_: str = ROCE_FILTER,
+        directory: Path | None = None,
     ) -> None:
         self.fabric = fabric
         self.endpoints = tuple(endpoints)
@@ -129,7 +134,19 @@ class Capture:
             raise LabError(f"tcpdump lost packets: {'; '.join(lost)}; capture less or send slower")
 
     async def _spawn(self, endpoint: Endpoint) -> asyncio.subprocess.Process:
-        command = ["tcpdump", "-i", endpoint.interface, "-Q", "in", "-s", str(_SNAP), "-n", "-U", "-Z", "root"]
+        command = [
+            "tcpdump",
+            "-i",
+            endpoint.interface,
+            "-Q",
+            "in",
+            "-s",
+            str(_SNAP),
+            "-n",
+            "-U",
+            "-Z",
+            "root",
+        ]
         # Without immediate mode the kernel hands packets over by blocks, and the last block is lost at the end.
         command += ["-B", "65536", "--immediate-mode", "-w", str(self.file(endpoint)), self._filter]
         process = await asyncio.create_subprocess_exec(
@@ -165,9 +182,12 @@ class Capture:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(number)
             _, errors = await process.communicate()
-            for line in errors.decode(errors="replace").splitlines():
-                if "dropped by kernel" in line and not line.startswith("0 "):
-                    lost.append(f"{endpoint}: {line}")
+            said = errors.decode(errors="replace").splitlines()
+            lost += [
+                f"{endpoint}: {line}"
+                for line in said
+                if "dropped by kernel" in line and not line.startswith("0 ")
+            ]
         self._tcpdumps = {}
         return lost
 
@@ -183,7 +203,18 @@ class Capture:
 
 async def decode(file: Path) -> list[RocePacket]:
     """The RoCE packets of a capture file, by tshark."""
-    command = ["tshark", "-n", "-r", str(file), "-d", "udp.port==4789,vxlan", "-Y", "infiniband", "-T", "fields"]
+    command = [
+        "tshark",
+        "-n",
+        "-r",
+        str(file),
+        "-d",
+        "udp.port==4789,vxlan",
+        "-Y",
+        "infiniband",
+        "-T",
+        "fields",
+    ]
     command += ["-E", "separator=/t", "-E", "occurrence=a", "-E", "aggregator=,"]
     for name in _FIELDS:
         command += ["-e", name]
