@@ -7,10 +7,14 @@ are pinned already are used again, with what is in them; programs are replaced i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,20 +142,46 @@ def _compile(bcc: Any, spec: Spec, tree: Path) -> dict[Hook, int]:  # noqa: ANN4
     """File descriptors of both programs. Maps are made and pinned on the way, or taken from their pins."""
     os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     folder = Path(spec.sources)
+    text = sources.flattened(folder)
+    said: list[str] = []
     try:
-        module = bcc.BPF(text=sources.flattened(folder), cflags=list(spec.flags))
+        with _heard(said):
+            module = bcc.BPF(text=text, cflags=list(spec.flags))
     except Exception as error:
-        raise LoadError(
-            f"cannot compile {folder / 'qpd.c'} with the headers in {tree}: {_one_line(error)}"
-        ) from error
+        reason = next((line for line in said if "error:" in line), _one_line(error))
+        raise LoadError(f"cannot compile {folder / 'qpd.c'} with the headers in {tree}: {reason}") from error
     programs = {}
     for hook in Hook:
         name = program_name(hook)
         try:
-            programs[hook] = module.load_func(name, bcc.BPF.SCHED_CLS).fd
+            with _heard(said):
+                programs[hook] = module.load_func(name, bcc.BPF.SCHED_CLS).fd
         except Exception as error:
-            raise LoadError(f"the kernel does not take the program {name}: {_one_line(error)}") from error
+            reason = next((line for line in reversed(said) if _is_verdict(line)), "see the debug log")
+            raise LoadError(f"the kernel rejects the program {name}: {_one_line(error)}: {reason}") from error
     return programs
+
+
+@contextlib.contextmanager
+def _heard(lines: list[str]) -> Iterator[None]:
+    """Keep what bcc's libraries write to file descriptor 2 in ``lines``, and pass it on."""
+    own = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            file.seek(0)
+            octets = file.read()
+            lines[:] = [line.strip() for line in octets.decode(errors="replace").splitlines() if line.strip()]
+            os.write(2, octets)
+
+
+def _is_verdict(line: str) -> bool:
+    """Whether a line of the verifier's log gives a reason: neither an instruction, nor a register dump, nor a sum."""
+    return not re.match(r"(\d+:|;|R\d|from |processed |verification time|stack depth|HINT|bpf: )", line)
 
 
 def _pin(pins: Pins, programs: dict[Hook, int], fingerprint: str) -> None:
