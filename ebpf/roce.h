@@ -89,7 +89,7 @@ static __always_inline enum verdict parse_linear(struct __sk_buff *skb, struct p
 	verdict = parse_ethernet(&cursor, &protocol, &tags);
 	if (verdict != VERDICT_OPEN)
 		return verdict;
-	packet->tagged = tags > 0;
+	packet->tagged = tags || skb->vlan_present;
 	packet->vxlan_udp = 0;
 	packet->key.vni = 0;
 	packet->inner_ip = cursor.at - start;
