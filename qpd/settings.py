@@ -26,8 +26,25 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from qpd.api import DEFAULT_SOCKET
-from qpd.yamlfile import Document, Problem
-from qpd.yamlfile import SettingsError as SettingsError
+from qpd.yamlfile import Document, Problem, SettingsError
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "ApiSettings",
+    "BpfSettings",
+    "FrrSettings",
+    "LogSettings",
+    "MetricsSettings",
+    "OverrideSettings",
+    "Problem",
+    "Settings",
+    "SettingsError",
+    "as_mapping",
+    "leaves",
+    "load_settings",
+    "parse_duration",
+    "variable_of",
+]
 
 DEFAULT_CONFIG = Path("/etc/qpd/qpd.yaml")
 """Read by ``qpd run`` and ``qpd detach`` without ``--config`` where it exists."""
@@ -338,7 +355,7 @@ def load_settings(path: Path | None = None) -> Settings:
         known = {problem.key for problem in problems}
         found = (_explain(document, dict(detail)) for detail in error.errors(include_url=False))
         problems += [problem for problem in found if problem.key not in known]
-        raise SettingsError(tuple(problems)) from None
+        raise SettingsError(tuple(sorted(problems, key=_line))) from None
     except SourceError as error:
         field = re.search(r'field "(\w+)"', str(error))
         name = ENV_PREFIX + field[1].upper() if field else ""
@@ -353,6 +370,11 @@ def load_settings(path: Path | None = None) -> Settings:
     if problems:
         raise SettingsError(tuple(problems))
     return settings
+
+
+def _line(problem: Problem) -> tuple[str, int]:
+    name, _, line = problem.where.rpartition(":")
+    return (name, int(line)) if line.isdecimal() else (problem.where, 0)
 
 
 def as_mapping(settings: Settings) -> dict[str, Any]:

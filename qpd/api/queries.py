@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from qpd.api.schemas import Direction
 from qpd.model import Address
@@ -14,12 +14,16 @@ VNI_MAX = 2**24 - 1
 QP_MAX = 2**24 - 1
 
 
-def _unmapped(address: Address) -> Address:
+def _host(given: object) -> Address:
+    try:
+        address = ip_address(str(given))
+    except ValueError:
+        raise ValueError("is no IP address; give one such as 10.1.0.21") from None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
 
 
-Host = Annotated[Address, AfterValidator(_unmapped)]
+Host = Annotated[Address, BeforeValidator(_host)]
 
 
 class _Query(BaseModel):

@@ -226,8 +226,8 @@ def _query(model: type[_Query], request: web.Request) -> _Query:
             raise QueryError(f"no such parameter: {name}; there are {known}") from None
         if wrong["type"] == "missing":
             raise QueryError(f"parameter {name} is missing") from None
-        said = wrong["msg"][:1].lower() + wrong["msg"][1:]
-        raise QueryError(f"parameter {name}={request.query.get(name, '')}: {said}") from None
+        said = wrong["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise QueryError(f"parameter {name}: {request.query.get(name, '')!r} {said}") from None
 
 
 @web.middleware

@@ -6,6 +6,8 @@ import sys
 from enum import IntEnum
 from typing import NoReturn
 
+import typer
+
 
 class ExitStatus(IntEnum):
     """Exit statuses of ``qpctl`` and ``qpd``."""
@@ -25,7 +27,19 @@ class CommandError(Exception):
         self.status = status
 
 
-def fail(program: str, error: CommandError) -> NoReturn:
-    """Say what is wrong and exit."""
-    print(f"{program}: {error}", file=sys.stderr)
-    raise SystemExit(int(error.status))
+def run(app: typer.Typer, program: str) -> NoReturn:
+    """Run a command to its end; every error is one line on standard error."""
+    try:
+        status = app(prog_name=program, standalone_mode=False)
+    except typer.TyperException as error:
+        # An empty message is that of a command without arguments, which has printed its help.
+        message = " ".join(error.format_message().split())
+        if message:
+            print(f"{program}: {message} ({program} --help)", file=sys.stderr)
+        status = ExitStatus.USAGE
+    except CommandError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        status = error.status
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    raise SystemExit(int(status or 0))

@@ -18,7 +18,7 @@ import typer
 from qpd import __version__
 from qpd.api import DEFAULT_SOCKET
 from qpd.cli.client import Client
-from qpd.cli.errors import CommandError, ExitStatus, fail
+from qpd.cli.errors import CommandError, ExitStatus, run
 
 app = typer.Typer(
     name="qpctl",
@@ -64,8 +64,8 @@ class _Call:
 
     def __init__(self, context: typer.Context, socket: Path | None, output: Output | None) -> None:
         before: _Options = context.obj
-        given = socket or before.socket or os.environ.get("QPCTL_SOCKET") or DEFAULT_SOCKET
-        self.client = Client(Path(given))
+        self.socket = socket or before.socket or _socket_of_environment()
+        self.client = Client(self.socket or Path(DEFAULT_SOCKET))
         self.output = output or before.output or Output.table
 
     @property
@@ -84,6 +84,11 @@ class _Call:
         for block in self.client.stream(resource, **query):
             sys.stdout.buffer.write(block)
         sys.stdout.buffer.flush()
+
+
+def _socket_of_environment() -> Path | None:
+    given = os.environ.get("QPCTL_SOCKET")
+    return Path(given) if given else None
 
 
 def _print_json(answer: Any) -> None:  # noqa: ANN401 - JSON
@@ -203,10 +208,10 @@ def qps(
 def explain(
     context: typer.Context,
     host: Annotated[
-        str | None, typer.Argument(metavar="[HOST]", help="Destination host (inner address).")
+        str | None, typer.Argument(metavar="HOST", help="Destination host (inner address).")
     ] = None,
     number: Annotated[
-        int | None, typer.Argument(parser=_number, metavar="[QP]", help="Destination QP.")
+        int | None, typer.Argument(parser=_number, metavar="QP", help="Destination QP.")
     ] = None,
     dst: Annotated[str | None, typer.Option(metavar="HOST", help="The same as HOST.")] = None,
     qp: Annotated[int | None, typer.Option(parser=_number, metavar="N", help="The same as QP.")] = None,
@@ -321,10 +326,9 @@ def doctor(
     """Examine kernel, headers, FRR and permissions: what is missing and how to mend it."""
     from qpd.cli import doctor as examination
 
-    before: _Options = context.obj
-    output = output or before.output or Output.table
-    findings = examination.examine(config, socket or before.socket)
-    if output is Output.json:
+    call = _Call(context, socket, output)
+    findings = examination.examine(config, call.socket)
+    if call.json:
         _print_json([finding.as_json() for finding in findings])
     else:
         from qpd.cli import table
@@ -338,12 +342,7 @@ def main() -> None:
     """Run ``qpctl``."""
     # `qpctl qps | head` ends as other tools do.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        app()
-    except CommandError as error:
-        fail("qpctl", error)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run(app, "qpctl")
 
 
 if __name__ == "__main__":

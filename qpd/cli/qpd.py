@@ -13,6 +13,7 @@ import yaml
 
 from qpd import __version__
 from qpd.cli.errors import ExitStatus
+from qpd.cli.errors import run as run_app
 
 if TYPE_CHECKING:
     from qpd.settings import Settings
@@ -95,10 +96,7 @@ def _settings(path: Path | None) -> Settings:
 
 def main() -> None:
     """Run ``qpd``."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_app(app, "qpd")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from qpd.api.schemas import EventRecord, ExplainStep, Explanation, GroupRow, PathRow, QpRow, StatusInfo
 from qpd.cli.table import Column, show
-from qpd.cli.units import duration, microseconds, si
+from qpd.cli.units import duration, microseconds, plural, si
 
 _STATE_STYLES = {
     "up": "green",
@@ -145,8 +145,8 @@ def groups(out: Console, rows: Sequence[GroupRow], wide: bool) -> None:
         some = row["destinations"] if wide else row["destinations"][:8]
         more = [] if len(some) == count else [f"and {count - len(some)} more (-o wide)"]
         out.print(Text(f"group {row['id']}", style="bold"), Text(f"(slot table {row['table']})", style="dim"))
-        _field(out, f"{len(names)} paths", ", ".join(names))
-        _field(out, f"{count} destinations", ", ".join([*some, *more]))
+        _field(out, plural(len(names), "path"), ", ".join(names))
+        _field(out, plural(count, "prefix", "es"), ", ".join([*some, *more]))
 
 
 def status(out: Console, info: StatusInfo) -> None:
@@ -165,9 +165,9 @@ def status(out: Console, info: StatusInfo) -> None:
     _field(out, "uplinks", ", ".join(uplinks) or "none")
     _field(out, "queue pairs", f"{known['active']} active, {known['known']} known, room for {known['max']}")
     _field(out, "placement", info["placement"])
-    _field(out, "destinations", f"{info['destinations']} in {info['groups']} groups")
+    _field(out, "destinations", f"{info['destinations']} in {plural(info['groups'], 'group')}")
     _field(out, "failovers", str(info["failovers"]))
-    _field(out, "overrides", f"{info['overrides']} routes")
+    _field(out, "overrides", plural(info["overrides"], "route"))
     _field(
         out,
         "frr",
@@ -215,7 +215,9 @@ def drained(out: Console, row: PathRow) -> None:
     """``qpctl drain`` and ``undrain``."""
     out.print(
         Text.assemble(
-            f"{row['name']} is ", (_state(row), state_style(row["state"])), f"; it carries {row['qps']} QPs"
+            f"{row['name']} is ",
+            (_state(row), state_style(row["state"])),
+            f"; it carries {plural(row['qps'], 'QP')}",
         )
     )
 

@@ -78,6 +78,7 @@ def _line(columns: Sequence[Column], widths: dict[str, int], cells: dict[str, tu
         line.append(text, style=style or None)
         if not last:
             line.append(("" if column.right else pad) + " " * _GAP)
+    line.rstrip()
     return line
 
 

@@ -41,3 +41,8 @@ def microseconds(value: float | None) -> str:
     if value < 999.5:
         return f"{value:.3g}us"
     return f"{value / 1000:.3g}ms" if value < 999_500 else f"{value / 1e6:.3g}s"
+
+
+def plural(count: int, name: str, ending: str = "s") -> str:
+    """``1 path``, ``4 paths``."""
+    return f"{count} {name}{'' if count == 1 else ending}"
