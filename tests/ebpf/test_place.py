@@ -41,8 +41,6 @@ def test_the_program_hashes_as_the_daemon_does(classifier: Classifier) -> None:
         layers = Roce(inner=version, vni=vni, dest_qp=qp).layers()
         innermost: Any = list(layers.iterpayloads())[-4]  # IP, UDP, BTH, data
         innermost.dst = str(host)
-            host
-        )
         classifier.steer(bytes(layers))
         key = QueuePairKey(vni or 0, host, qp)
         entry = classifier.entry(key)
