@@ -50,9 +50,7 @@ class Document:
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise SettingsError(
-                (Problem(name, "", "no such file; check its name"),)
-            ) from None
+            raise SettingsError((Problem(name, "", "no such file; check its name"),)) from None
         except IsADirectoryError:
             raise SettingsError((Problem(name, "", "is a directory; give the YAML file in it"),)) from None
         except UnicodeDecodeError as error:

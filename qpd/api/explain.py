@@ -128,7 +128,8 @@ def _why(case: Case, steps: Sequence[ExplainStep], home: int | None, path: int |
     if case.row is None:
         sentences += _unseen(case, steps, path)
     else:
-        sentences += _seen(case, case.row, home, path)
+        preferred = choose(case.order, case.group.members & case.living)
+        sentences += _seen(case, case.row, home, path, preferred)
     return sentences
 
 
@@ -151,7 +152,7 @@ def _unseen(case: Case, steps: Sequence[ExplainStep], path: int | None) -> list[
     return sentences
 
 
-def _seen(case: Case, row: QpRow, home: int | None, path: int | None) -> list[str]:
+def _seen(case: Case, row: QpRow, home: int | None, path: int | None, preferred: int | None) -> list[str]:
     if home is None or home not in case.paths:
         known = "Its home is a path that is no more."
     else:
@@ -159,6 +160,10 @@ def _seen(case: Case, row: QpRow, home: int | None, path: int | None) -> list[st
     sentences = [known]
     if path is not None and path == home:
         sentences.append(f"{case.paths[path].name} serves, so its packets take it.")
+        if preferred != path and preferred is not None:
+            sentences.append(
+                f"{case.paths[preferred].name} comes first in its slot's order now; a home is kept all the same."
+            )
     elif path is not None:
         sentences.append(
             f"{_absence(case, home)}, so its packets take {case.paths[path].name}, the first in its slot's order "

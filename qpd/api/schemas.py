@@ -140,6 +140,8 @@ class QpsCount(TypedDict):
 class StatusInfo(TypedDict):
     """The node at a glance."""
 
+    state: Literal["starting", "steering"]
+    """``starting``: the kernel's state is being read; an earlier daemon's programs go on meanwhile."""
     node: str
     version: str
     pid: int

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from qpd.api.queries import EventsQuery, ExplainQuery, QpFilter
 from qpd.api.schemas import QpRow
-from qpd.api.state import NotFoundError, QueryError, State
+from qpd.api.state import QueryError, State, UnknownPath
 from qpd.metrics import exposition
 from qpd.settings import Settings
 
@@ -235,7 +235,7 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     """Every error is one JSON object with one line."""
     try:
         return await handler(request)
-    except NotFoundError as error:
+    except UnknownPath as error:
         return _json({"error": str(error)}, 404)
     except QueryError as error:
         return _json({"error": str(error)}, 400)

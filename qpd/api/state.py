@@ -8,19 +8,10 @@ from typing import Protocol
 from qpd.api.events import EventRing
 from qpd.api.queries import ExplainQuery, QpFilter
 from qpd.api.schemas import Explanation, GroupRow, PathRow, QpRow, StatusInfo
+from qpd.core.config import UnknownPath
 from qpd.metrics import MetricsSnapshot
 
-
-class NotFoundError(Exception):
-    """What was asked for is not there; the message is one line for the operator (HTTP 404, exit status 3)."""
-
-
-class UnknownPath(NotFoundError):  # noqa: N818 - reads as what it says
-    """No path has this name. ``known``: the names that there are."""
-
-    def __init__(self, name: str, known: tuple[str, ...] = ()) -> None:
-        hint = f"; paths are {', '.join(known)}" if known else "; there are no paths yet"
-        super().__init__(f"no path is named {name}{hint}")
+__all__ = ["QueryError", "State", "UnknownPath"]
 
 
 class QueryError(Exception):

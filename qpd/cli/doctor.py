@@ -20,6 +20,7 @@ from rich.text import Text
 
 from qpd.cli.client import Client
 from qpd.cli.errors import CommandError
+from qpd.cli.table import wrapped
 from qpd.kernel import bpf, bpffs, capabilities, headers
 from qpd.settings import DEFAULT_CONFIG, Settings, SettingsError, load_settings
 
@@ -88,9 +89,9 @@ def show(out: Console, findings: list[Finding]) -> None:
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         head = Text.assemble((f"{finding.level:<4}", styles[finding.level]), f"  {finding.check:<{width}}  ")
-        out.print(head + Text(finding.message))
+        wrapped(out, head, finding.message)
         if finding.mend:
-            out.print(Text.assemble(" " * (width + 8), ("mend: ", "bold"), finding.mend))
+            wrapped(out, Text.assemble(" " * (width + 8), ("mend: ", "bold")), finding.mend)
     failed = sum(finding.level == "fail" for finding in findings)
     warned = sum(finding.level == "warn" for finding in findings)
     out.print(f"{len(findings)} examined, {failed} fail, {warned} warn", style="bold")

@@ -238,7 +238,7 @@ def explain(
         return
     from qpd.cli import render, table
 
-    render.explanation(table.console(), call.client.get("explain", **query))
+    render.explanation(table.console(), call.client.get("explain", **query), call.wide)
 
 
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Its name, as `qpctl paths` shows it.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from qpd.api.schemas import EventRecord, ExplainStep, Explanation, GroupRow, PathRow, QpRow, StatusInfo
-from qpd.cli.table import Column, show
+from qpd.cli.table import Column, field, show, wrapped
 from qpd.cli.units import duration, microseconds, plural, si
 
 _STATE_STYLES = {
@@ -145,42 +144,42 @@ def groups(out: Console, rows: Sequence[GroupRow], wide: bool) -> None:
         some = row["destinations"] if wide else row["destinations"][:8]
         more = [] if len(some) == count else [f"and {count - len(some)} more (-o wide)"]
         out.print(Text(f"group {row['id']}", style="bold"), Text(f"(slot table {row['table']})", style="dim"))
-        _field(out, plural(len(names), "path"), ", ".join(names))
-        _field(out, plural(count, "prefix", "es"), ", ".join([*some, *more]))
+        field(out, plural(len(names), "path"), ", ".join(names))
+        field(out, plural(count, "prefix", "es"), ", ".join([*some, *more]))
 
 
 def status(out: Console, info: StatusInfo) -> None:
     """``qpctl status``."""
     up, total = info["paths"]["up"], info["paths"]["total"]
     known = info["qps"]
-    _field(
+    field(
         out,
         "node",
         f"{info['node']}, qpd {info['version']}, pid {info['pid']}, up {duration(info['uptime_s'])}",
     )
-    _field(out, "paths", f"{up} of {total} up", "" if up == total else "yellow")
+    field(out, "paths", f"{up} of {total} up", "" if up == total else "yellow")
     uplinks = [
         f"{u['name']} ({u['attach'] or 'not attached'}{'' if u['up'] else ', down'})" for u in info["uplinks"]
     ]
-    _field(out, "uplinks", ", ".join(uplinks) or "none")
-    _field(out, "queue pairs", f"{known['active']} active, {known['known']} known, room for {known['max']}")
-    _field(out, "placement", info["placement"])
-    _field(out, "destinations", f"{info['destinations']} in {plural(info['groups'], 'group')}")
-    _field(out, "failovers", str(info["failovers"]))
-    _field(out, "overrides", plural(info["overrides"], "route"))
-    _field(
+    field(out, "uplinks", ", ".join(uplinks) or "none")
+    field(out, "queue pairs", f"{known['active']} active, {known['known']} known, room for {known['max']}")
+    field(out, "placement", info["placement"])
+    field(out, "destinations", f"{info['destinations']} in {plural(info['groups'], 'group')}")
+    field(out, "failovers", str(info["failovers"]))
+    field(out, "overrides", plural(info["overrides"], "route"))
+    field(
         out,
         "frr",
         ", ".join(f"{name} {'answers' if up else 'is silent'}" for name, up in info["frr"].items()) or "-",
     )
     for hook, verdicts in info["verdicts"].items():
         counted = [f"{name} {si(count)}" for name, count in verdicts.items() if count]
-        _field(out, hook, ", ".join(counted) or "no packets")
+        field(out, hook, ", ".join(counted) or "no packets")
     for warning in info["warnings"]:
-        _field(out, "warning", warning, "yellow")
+        field(out, "warning", warning, "yellow")
 
 
-def explanation(out: Console, answer: Explanation) -> None:
+def explanation(out: Console, answer: Explanation, wide: bool) -> None:
     """``qpctl explain``."""
     fields = answer["fields"]
     name = f"QP {fields['dest_qp']:#x} of {fields['dst']}" + (
@@ -189,19 +188,19 @@ def explanation(out: Console, answer: Explanation) -> None:
     verb = "uses" if answer["seen"] else "would use"
     used = answer["path"]
     out.print(Text(f"{name} {verb} {used}" if used else f"{name} is not steered", style="bold"))
-    _field(out, "hashed", f"VNI {fields['vni']}, destination {fields['dst']}, QP {fields['dest_qp']:#x}")
-    _field(out, "hash", f"{answer['hash']:#010x}")
-    _field(out, "slot", f"{answer['slot']} of 4096")
+    field(out, "hashed", f"VNI {fields['vni']}, destination {fields['dst']}, QP {fields['dest_qp']:#x}")
+    field(out, "hash", f"{answer['hash']:#010x}")
+    field(out, "slot", f"{answer['slot']} of 4096")
     if fields["vni"]:
-        _field(out, "source port", f"{answer['source_port']} (outer UDP)")
-    _field(out, "destination", f"{answer['destination']} by {answer['prefix'] or 'no known route'}")
-    _field(out, "home", answer["home"] or "-")
+        field(out, "source port", f"{answer['source_port']} (outer UDP)")
+    field(out, "destination", f"{answer['destination']} by {answer['prefix'] or 'no known route'}")
+    field(out, "home", answer["home"] or "-")
     out.print()
     if answer["order"]:
-        show(out, STEP_COLUMNS, [{**step, "role": _role(step, answer)} for step in answer["order"]])
+        show(out, STEP_COLUMNS, [{**step, "role": _role(step, answer)} for step in answer["order"]], wide)
         out.print()
     for sentence in answer["why"]:
-        _wrapped(out, "- ", sentence)
+        wrapped(out, Text("- "), sentence)
 
 
 def _role(step: ExplainStep, answer: Explanation) -> str:
@@ -239,29 +238,3 @@ def _plain(value: Any) -> str:  # noqa: ANN401 - JSON
         return ",".join(_plain(item) for item in value)
     text = str(value)
     return f'"{text}"' if not text or " " in text else text
-
-
-def _field(out: Console, name: str, value: str, style: str = "") -> None:
-    label = f"{name + ':':<14}" if len(name) < 14 else f"{name}: "
-    _wrapped(out, label, value, style)
-
-
-def _wrapped(out: Console, label: str, value: str, style: str = "") -> None:
-    indent = " " * len(label)
-    width = max(out.width, len(label) + 20)
-    wrapped = textwrap.wrap(
-        value,
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    ) or [indent]
-    for number, line in enumerate(wrapped):
-        head = label if number == 0 else indent
-        out.print(
-            Text.assemble((head, "dim"), (line[len(indent) :], style)),
-            no_wrap=True,
-            overflow="ignore",
-            crop=False,
-        )

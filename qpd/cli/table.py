@@ -6,6 +6,7 @@ in a pipe all are there, without colours and without blanks at the end.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,4 +86,20 @@ def _line(columns: Sequence[Column], widths: dict[str, int], cells: dict[str, tu
 def show(out: Console, columns: Sequence[Column], rows: Sequence[Any], wide: bool = False) -> None:
     """Print the table."""
     for line in lines(columns, rows, out.width if out.is_terminal else None, wide):
+        out.print(line, no_wrap=True, overflow="ignore", crop=False)
+
+
+def field(out: Console, name: str, value: str, style: str = "") -> None:
+    """A line `name: value`, with the values below each other."""
+    wrapped(out, Text(f"{name + ':':<14}" if len(name) < 14 else f"{name}: ", style="dim"), value, style)
+
+
+def wrapped(out: Console, label: Text, value: str, style: str = "") -> None:
+    """A label, and beside it a text in as many lines as it needs."""
+    indent = " " * len(label)
+    width = max(out.width, len(label) + 20) - len(label)
+    texts = textwrap.wrap(value, width, break_long_words=False, break_on_hyphens=False) or [""]
+    for number, text in enumerate(texts):
+        line = Text.assemble(indent if number else label, (text, style))
+        line.rstrip()
         out.print(line, no_wrap=True, overflow="ignore", crop=False)

@@ -6,16 +6,24 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def si(value: float | None, unit: str = "") -> str:
-    """``12345`` as ``12.3k``; ``-`` where there is no value."""
+    """``12345`` as ``12.3k``; ``-`` where there is no value. Rounded figures show three digits, exact ones none more."""
     if value is None:
         return "-"
+    if value == int(value) and abs(value) < 1000:
+        return f"{int(value)}{unit}"
     number = float(value)
-    for prefix in _PREFIXES:
-        if abs(number) < 999.5 or prefix == _PREFIXES[-1]:
-            whole = abs(number) >= 99.95 or (number == int(number) and not prefix)
-            return f"{number:.0f}{prefix}{unit}" if whole else f"{number:.3g}{prefix}{unit}"
+    prefixes = iter(_PREFIXES)
+    prefix = next(prefixes)
+    while abs(number) >= 999.5 and prefix != _PREFIXES[-1]:
         number /= 1000
-    raise AssertionError("unreachable")
+        prefix = next(prefixes)
+    return f"{_three(number)}{prefix}{unit}"
+
+
+def _three(number: float) -> str:
+    """Three digits: ``9.90``, ``47.0``, ``330``."""
+    magnitude = abs(number)
+    return f"{number:.{2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0}f}"
 
 
 def duration(seconds: float | None) -> str:
@@ -39,8 +47,8 @@ def microseconds(value: float | None) -> str:
     if value is None:
         return "-"
     if value < 999.5:
-        return f"{value:.3g}us"
-    return f"{value / 1000:.3g}ms" if value < 999_500 else f"{value / 1e6:.3g}s"
+        return f"{_three(value)}us"
+    return f"{_three(value / 1000)}ms" if value < 999_500 else f"{_three(value / 1e6)}s"
 
 
 def plural(count: int, name: str, ending: str = "s") -> str:

@@ -144,6 +144,7 @@ class FakeState:
 
     def status(self) -> StatusInfo:
         return {
+            "state": "steering",
             "node": "dc1-leaf1",
             "version": __version__,
             "pid": 4242,
