@@ -18,12 +18,53 @@ _COMPUTED = {"node": ("null", "the host name")}
 """Keys whose default depends on the machine: how YAML says it, and what it is."""
 
 
+_HEAD = f"""\
+# Configuration
+
+Written from `qpd/settings.py` by `python -m qpd.settings_docs`; change the model there.
+
+qpd needs no configuration on an FRR leaf. What differs from the defaults goes into `{DEFAULT_CONFIG}`, or into a
+YAML file named with `qpd run --config FILE`; [`configs/qpd.yaml`](../configs/qpd.yaml) lists every key.
+`qpd check FILE` prints the configuration in effect, or everything that is wrong with the file:
+
+```console
+$ qpd check /etc/qpd/qpd.yaml
+/etc/qpd/qpd.yaml:3: hold_up: '5x' is no duration; give seconds (1.5) or a number with ms, s, m or h (500ms)
+/etc/qpd/qpd.yaml:7: bpf.atach: no such key; did you mean bpf.attach?
+```
+
+Environment variables win over the file: `QPD_`, the key in capitals, two underscores for each dot
+(`QPD_BPF__PIN_DIR`). Lists are names with commas, mappings `eth1=a,eth2=b` or JSON. Unknown keys are errors,
+as are variables that name one of the sections below or come close to a key.
+"""
+
+_TAIL = """
+Durations are seconds, or a number with a unit: `500ms`, `2s`, `1.5m`, `1h`.
+
+## Planes
+
+A plane is a label that both ends of a QP's traffic give the same road. Inside one data centre the leaves see
+the same spines by the same names, and the default (the path's name) already is such a label. Between two data
+centres each end sees spines of its own; then both are told which of them belong together:
+
+```yaml
+# on the leaves of dc1             # on the leaves of dc2
+planes:                            # planes:
+  dc1-spine1: red                  #   dc2-spine1: red
+  dc1-spine2: blue                 #   dc2-spine2: blue
+```
+
+Path names are those that `qpctl paths` shows. An interface's name, or the peer's host name where several paths
+lead to one peer, works for all of these paths; the path's own name wins.
+"""
+
+
 def example_file() -> str:
     """``configs/qpd.yaml``: every key with its meaning and its default."""
     lines = [
         "# Configuration of qpd, with the default of every key. qpd needs none of it on an FRR leaf: keep only what",
-        f"# differs. It is read from {DEFAULT_CONFIG} or from the file given with --config; `qpd check FILE` examines it.",
-        "# Every key can be set in the environment instead, too, as QPD_ and its name (QPD_BPF__PIN_DIR).",
+        f"# differs. Read from {DEFAULT_CONFIG} or from the file given with --config; `qpd check FILE` examines it.",
+        "# Every key can be set in the environment instead, as QPD_ and its name (QPD_BPF__PIN_DIR).",
         "# Written by `python -m qpd.settings_docs --yaml` from qpd/settings.py.",
     ]
     section = ""
@@ -42,52 +83,11 @@ def example_file() -> str:
 
 def document() -> str:
     """``docs/configuration.md``."""
-    lines = [
-        "# Configuration",
-        "",
-        "Written from `qpd/settings.py` by `python -m qpd.settings_docs`; change the model there.",
-        "",
-        f"qpd needs no configuration on an FRR leaf. What differs from the defaults goes into `{DEFAULT_CONFIG}`, or into a",
-        "YAML file named with `qpd run --config FILE`; [`configs/qpd.yaml`](../configs/qpd.yaml) lists every key.",
-        "`qpd check FILE` prints the configuration in effect, or everything that is wrong with the file, one line each:",
-        "",
-        "```console",
-        "$ qpd check /etc/qpd/qpd.yaml",
-        "/etc/qpd/qpd.yaml:3: hold_up: '5x' is no duration; give seconds (1.5) or a number with ms, s, m or h (500ms)",
-        "/etc/qpd/qpd.yaml:7: bpf.atach: no such key; did you mean bpf.attach?",
-        "```",
-        "",
-        "Environment variables win over the file: `QPD_`, the key in capitals, two underscores for each dot",
-        "(`QPD_BPF__PIN_DIR`). Lists are names with commas, mappings `eth1=a,eth2=b` or JSON. Unknown keys are errors,",
-        "as are variables that name one of the sections below or come close to a key.",
-        "",
-        "| key | default | meaning | variable |",
-        "|---|---|---|---|",
-    ]
+    lines = [_HEAD, "| key | default | meaning | variable |", "|---|---|---|---|"]
     for key, info in leaves():
         _, said = _default(key, info)
         lines.append(f"| `{key}` | {said} | {_meaning(info)} | `{variable_of(key)}` |")
-    lines += [
-        "",
-        "Durations are seconds, or a number with a unit: `500ms`, `2s`, `1.5m`, `1h`.",
-        "",
-        "## Planes",
-        "",
-        "A plane is a label that both ends of a QP's traffic give the same road. Inside one data centre the leaves see the",
-        "same spines by the same names, and the default (the path's name) already is such a label. Between two data centres",
-        "each end sees spines of its own; then both are told which of them belong together:",
-        "",
-        "```yaml",
-        "# on the leaves of dc1             # on the leaves of dc2",
-        "planes:                            # planes:",
-        "  dc1-spine1: red                  #   dc2-spine1: red",
-        "  dc1-spine2: blue                 #   dc2-spine2: blue",
-        "```",
-        "",
-        "Path names are those that `qpctl paths` shows; an interface's name works for all of its paths. Where both are given,",
-        "the path's own name counts.",
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, _TAIL])
 
 
 def _meaning(info: FieldInfo) -> str:

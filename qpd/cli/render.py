@@ -157,6 +157,7 @@ def status(out: Console, info: StatusInfo) -> None:
         "node",
         f"{info['node']}, qpd {info['version']}, pid {info['pid']}, up {duration(info['uptime_s'])}",
     )
+    field(out, "state", info["state"], "" if info["state"] == "steering" else "yellow")
     field(out, "paths", f"{up} of {total} up", "" if up == total else "yellow")
     uplinks = [
         f"{u['name']} ({u['attach'] or 'not attached'}{'' if u['up'] else ', down'})" for u in info["uplinks"]

@@ -6,7 +6,7 @@ _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def si(value: float | None, unit: str = "") -> str:
-    """``12345`` as ``12.3k``; ``-`` where there is no value. Rounded figures show three digits, exact ones none more."""
+    """``12345`` as ``12.3k``; ``-`` where there is no value. Rounded figures have three digits."""
     if value is None:
         return "-"
     if value == int(value) and abs(value) < 1000:
