@@ -13,12 +13,26 @@ from qpd.model import Group, Network, NextHop, NextHopKey, Placement
 RTPROT_KERNEL = 2
 
 ROUTING_PROTOCOLS = frozenset({11, 12, 42, *range(186, 199)})
-"""RTPROT_* numbers that routing daemons put on their routes: zebra, BIRD and babel (linux/rtnetlink.h), and those of FRR
-(zebra/rt_netlink.h): 186 bgp, 187 isis, 188 ospf, 189 rip, 190 ripng, 191 nhrp, 192 eigrp, 193 ldp, 194 sharp, 195 pbr,
-196 static, 197 openfabric, 198 sr-te."""
+"""RTPROT_* numbers that routing daemons put on their routes: zebra, BIRD and babel (linux/rtnetlink.h), and those of
+FRR (zebra/rt_netlink.h): 186 bgp, 187 isis, 188 ospf, 189 rip, 190 ripng, 191 nhrp, 192 eigrp, 193 ldp, 194 sharp,
+195 pbr, 196 static, 197 openfabric, 198 sr-te."""
 
 NO_UPLINK_KINDS = frozenset(
-    {"bridge", "vxlan", "dummy", "vrf", "ifb", "gre", "ip6gre", "ipip", "sit", "ip6tnl", "vti", "vti6", "wireguard"}
+    {
+        "bridge",
+        "vxlan",
+        "dummy",
+        "vrf",
+        "ifb",
+        "gre",
+        "ip6gre",
+        "ipip",
+        "sit",
+        "ip6tnl",
+        "vti",
+        "vti6",
+        "wireguard",
+    }
 )
 """Kinds of links (IFLA_INFO_KIND) that carry no underlay, or no Ethernet: never found as uplinks, but may be listed."""
 
@@ -52,10 +66,10 @@ class PlannerConfig:
 class Adopted:
     """What an earlier daemon left: taken for written, so that only differences are written again.
 
-    ``paths``: id to key. ``groups``: without destinations. ``tables``: slot tables by number (uint8[4096, 64]), as far as
-    they were read; a number that a group uses is never overwritten, read or not. ``living``: the daemon's word.
-    ``uplinks``: ifindex to interface where the classifier is attached. ``overrides``: routes found in the own table, an
-    empty tuple for ``throw``. ``drained``: paths that the operator had taken out of service.
+    ``paths``: id to key. ``groups``: without destinations. ``tables``: slot tables by number (uint8[4096, 64]), as far
+    as they were read; a number that a group uses is never overwritten, read or not. ``living``: the daemon's word.
+    ``uplinks``: ifindex to interface where the classifier is attached. ``overrides``: routes found in the own table,
+    an empty tuple for ``throw``. ``drained``: paths that the operator had taken out of service.
     """
 
     paths: Mapping[int, NextHopKey] = field(default_factory=dict)

@@ -12,7 +12,7 @@ _DOUBLINGS_MAX = 30
 
 @dataclass(slots=True)
 class Health:
-    """Up, failing, or held after a failure; flaps lengthen the hold (RFC 2439's idea, with doubling instead of a decay).
+    """Up, failing, or held after a failure; flaps lengthen the hold (as RFC 2439 does, by doubling, not decay).
 
     ``judge`` is called with the worst reason that holds now, or ``Reason.NONE``. The first judgement makes no hold: a
     path that is well when it is first seen serves at once.

@@ -16,6 +16,7 @@ class PathRecord:
 
     __slots__ = (
         "dead_legs",
+        "disagreed",
         "drained",
         "fib_dead",
         "health",
@@ -32,6 +33,7 @@ class PathRecord:
         "state",
         "tap_at",
         "tap_down",
+        "tapped",
         "weight",
     )
 
@@ -53,7 +55,12 @@ class PathRecord:
         self.dead_legs: set[Legs] = set()
         self.linger_until: float | None = None
         self.tap_down: Reason | None = None
+        """What the kernel's BFD tap has against it."""
         self.tap_at = 0.0
+        self.tapped = False
+        """The tap has reported of it at least once."""
+        self.disagreed = False
+        """At the last look, tap and bfdd differed."""
         self.fib_dead = False
         """The main table cannot know that it is dead: BFD or the neighbour told, and it has not served since."""
 
@@ -124,7 +131,9 @@ class Registry:
             base = record.host_name or record.key.interface
             words = (name, record.key.interface, base)
             plane = next((self._config.planes[word] for word in words if word in self._config.planes), name)
-            weight = next((self._config.weights[word] for word in words if word in self._config.weights), None)
+            weight = next(
+                (self._config.weights[word] for word in words if word in self._config.weights), None
+            )
             if (record.name, record.plane, record.weight) != (name, plane, weight):
                 record.name, record.plane, record.weight = name, plane, weight
                 changed.append(record)

@@ -36,7 +36,7 @@ class Legs:
 class RouteTable:
     """Routes by prefix. Of several metrics the lowest counts (all others only wait).
 
-    ``moved`` collects the prefixes whose legs changed and ``fresh`` the legs that are new, until the planner takes them.
+    ``moved`` collects the prefixes whose legs changed and ``fresh`` the legs that are new, until they are taken.
     """
 
     def __init__(self, eligible: Callable[[Route], bool]) -> None:
@@ -108,7 +108,8 @@ class RouteTable:
         """(version, first address, length, prefix) of all prefixes, each before those inside it."""
         if self._sorted is None:
             self._sorted = sorted(
-                (prefix.version, int(prefix.network_address), prefix.prefixlen, prefix) for prefix in self._routes
+                (prefix.version, int(prefix.network_address), prefix.prefixlen, prefix)
+                for prefix in self._routes
             )
         return self._sorted
 

@@ -1,0 +1,765 @@
+"""The planner: events in, operations out. Nothing else decides, and nothing here does I/O.
+
+Facts are taken in first and settled afterwards, so that a burst of events (``handle_all``) costs one round of
+operations. The order within a round is what makes every step in between right: what is dead is taken out of the word of
+living paths before anything else, everything is written before something points to it, and erased after nothing does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+from math import gcd
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qpd.core import override
+from qpd.core.bfd import BfdFacts
+from qpd.core.config import (
+    NO_UPLINK_KINDS,
+    ROUTING_PROTOCOLS,
+    RTPROT_KERNEL,
+    Adopted,
+    PlannerConfig,
+    UnknownPath,
+)
+from qpd.core.groups import GroupBook, Order, Target
+from qpd.core.override import OverrideBook
+from qpd.core.paths import PathRecord, Registry
+from qpd.core.routes import Legs, RouteTable
+from qpd.model import (
+    DESTINATIONS_MAX,
+    GROUPS_MAX,
+    NO_GROUP,
+    NO_PATH,
+    PATHS_MAX,
+    TABLES_MAX,
+    Address,
+    AttachUplink,
+    BfdSession,
+    BfdSessionsRead,
+    DetachUplink,
+    DrainAsked,
+    EraseOverrides,
+    ErasePath,
+    Event,
+    FrrLost,
+    Group,
+    Link,
+    LinkChanged,
+    LinkGone,
+    Neighbour,
+    NeighbourChanged,
+    NeighbourGone,
+    NeighbourState,
+    Network,
+    NextHopKey,
+    Operation,
+    Path,
+    PathState,
+    PeersNamed,
+    Reason,
+    Resynced,
+    Route,
+    RouteChanged,
+    RouteGone,
+    SetLiving,
+    TapReported,
+    Tell,
+    Tick,
+    WriteNeighbours,
+    WriteOverrides,
+    WritePath,
+)
+
+__all__ = ["Adopted", "Destination", "Planner", "PlannerConfig", "UnknownPath"]
+
+WEIGHT_MAX = 0xFFFF
+_LIMITS = {"paths": PATHS_MAX, "groups": GROUPS_MAX, "tables": TABLES_MAX, "destinations": DESTINATIONS_MAX}
+_KINDS = {PathState.UP: "path-up", PathState.DOWN: "path-down", PathState.HOLD: "path-hold"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Destination:
+    """How a destination is reached: its longest prefix, its group, the slot table, and the paths that live."""
+
+    prefix: Network
+    group: Group
+    orders: npt.NDArray[np.uint8]
+    living: int
+
+    def order(self, slot: int) -> tuple[int, ...]:
+        """The slot's preference order over the group's members, dead ones included."""
+        return tuple(
+            path for path in self.orders[slot].tolist() if path != NO_PATH and self.group.members >> path & 1
+        )
+
+
+class Planner:
+    """Takes events and returns the operations that follow, in the order in which they must be applied.
+
+    Before the first ``Resynced`` facts are only taken in: whatever is known of peers and BFD should be told before it.
+    A round of operations is taken for applied; what could not be is set right by a new planner with ``adopted``.
+    """
+
+    def __init__(self, config: PlannerConfig, adopted: Adopted | None = None) -> None:
+        adopted = adopted or Adopted()
+        self.config = config
+        self._registry = Registry(config)
+        self._routes = RouteTable(self._eligible)
+        self._bfd = BfdFacts()
+        self._book = GroupBook(adopted)
+        self._overrides = OverrideBook(adopted.overrides)
+        self._links: dict[int, Link] = {}
+        self._link_names: dict[str, Link] = {}
+        self._neighbours: dict[tuple[int, Address], Neighbour] = {}
+        self._peers: Mapping[NextHopKey, str] = {}
+        self._frr_lost: set[str] = set()
+        self._lingering: set[PathRecord] = set()
+        self._order = Order({}, {})
+        # What is written.
+        self._word = adopted.living or 0
+        self._word_written = False
+        self._paths_written: dict[int, tuple[int, bool] | None] = {}
+        self._uplinks: dict[int, str] = {}
+        self._uplinks_found = dict(adopted.uplinks)
+        self._macs: dict[tuple[int, str], int] | None = None
+        self._told_limits: set[str] = set()
+        # What must be looked at again.
+        self._ready = False
+        self._retry_at: float | None = None
+        self._touched: set[PathRecord] = set()
+        self._unresolved: dict[Legs, None] = {}
+        self._reordered = True
+        self._renamed = True
+        self._relinked = True
+        self._remapped = True
+        self._prefixes: dict[Network, None] = dict.fromkeys([*adopted.destinations, *adopted.overrides])
+        self._kernel_ns: dict[int, int] = {}
+        self._tells: list[Tell] = []
+        self._held_down: set[PathRecord] = set()
+        self._born: list[PathRecord] = []
+        self._keyless: dict[Legs, None] = {}
+        for number, key in adopted.paths.items():
+            if 0 <= number < PATHS_MAX and self._registry.get(key) is None:
+                self._adopt(number, key, adopted)
+
+    # --- what others read -------------------------------------------------------------------------------------------
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All known paths, by id."""
+        return tuple(
+            self._registry.view(record) for record in sorted(self._registry, key=lambda record: record.id)
+        )
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups with their destinations, by id."""
+        return self._book.view()
+
+    @property
+    def sessions(self) -> Mapping[NextHopKey, BfdSession]:
+        """BFD sessions by interface and peer, as bfdd or the tap told last."""
+        return self._bfd.sessions
+
+    @property
+    def living(self) -> int:
+        """The word of living paths, as last written."""
+        return self._word
+
+    @property
+    def overrides(self) -> Mapping[Network, tuple[Any, ...]]:
+        """What the own table holds; an empty tuple is a ``throw`` route."""
+        return self._overrides.written
+
+    @property
+    def deadline(self) -> float | None:
+        """When a ``Tick`` is wanted; None: nothing waits."""
+        if not self._ready:
+            return None
+        times = [
+            record.health.hold_until for record in self._registry if record.health.hold_until is not None
+        ]
+        times += [
+            record.linger_until
+            for record in self._lingering
+            if record.linger_until is not None and not self._kept(record)
+        ]
+        if self._retry_at is not None:
+            times.append(self._retry_at)
+        return min(times, default=None)
+
+    def session_of(self, path: Path) -> BfdSession | None:
+        """The BFD session that guards a path."""
+        record = self._registry.by_id(path.id)
+        return None if record is None else self._bfd.of(record)
+
+    def explain_destination(self, address: Address) -> Destination | None:
+        """How this address (an outer destination) is reached; None: by the kernel's own choice."""
+        host = ip_network(address)
+        for length in self._book.lengths(address.version):
+            prefix = host.supernet(new_prefix=length)
+            number = self._book.destinations.get(prefix)
+            if number is None:
+                continue
+            group = self._book.group(number)
+            orders = None if group is None else self._book.orders(group.table)
+            return None if group is None or orders is None else Destination(prefix, group, orders, self._word)
+        return None
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: float) -> list[Operation]:
+        """What follows from one event. Raises UnknownPath for the drain of a path that there is not."""
+        self._take(event, now)
+        return self._settle(now)
+
+    def handle_all(self, events: Iterable[Event], now: float) -> list[Operation]:
+        """What follows from a burst of events together: one round of operations instead of many."""
+        for event in events:
+            self._take(event, now)
+        return self._settle(now)
+
+    def _take(self, event: Event, now: float) -> None:  # noqa: C901, PLR0912 - one line an event
+        match event:
+            case RouteChanged(route):
+                self._routes.put(route)
+            case RouteGone(prefix, metric):
+                self._routes.drop(prefix, metric)
+            case TapReported():
+                self._take_tap(event, now)
+            case LinkChanged(link):
+                self._take_link(link)
+            case LinkGone(ifindex):
+                self._lose_link(ifindex)
+            case NeighbourChanged(neighbour):
+                self._neighbours[neighbour.ifindex, neighbour.address] = neighbour
+                self._touch_neighbour(neighbour.ifindex, neighbour.address)
+            case NeighbourGone(ifindex, address):
+                self._neighbours.pop((ifindex, address), None)
+                self._touch_neighbour(ifindex, address)
+            case BfdSessionsRead(sessions):
+                self._take_sessions(sessions, now)
+            case PeersNamed(names):
+                self._take_names(names)
+            case FrrLost(daemon):
+                self._take_loss(daemon)
+            case DrainAsked(name, drain):
+                self._take_drain(name, drain)
+            case Resynced(facts):
+                self._take_links(facts.links)
+                self._neighbours = {(entry.ifindex, entry.address): entry for entry in facts.neighbours}
+                self._touched.update(self._registry)
+                self._remapped = True
+                self._routes.replace(facts.routes)
+                if not self._ready:
+                    self._ready = True
+                    for record in self._registry:
+                        record.since = now
+            case Tick():
+                pass
+
+    # --- links and neighbours ---------------------------------------------------------------------------------------
+
+    def _take_link(self, link: Link) -> None:
+        before = self._links.get(link.ifindex)
+        if before == link:
+            return
+        self._links[link.ifindex] = link
+        if before is not None and before.name != link.name and self._link_names.get(before.name) is before:
+            del self._link_names[before.name]
+        self._link_names[link.name] = link
+        if before is None or (before.name, before.kind) != (link.name, link.kind):
+            self._relink(link.ifindex)
+        self._touch_interfaces({link.name} if before is None else {link.name, before.name})
+
+    def _lose_link(self, ifindex: int) -> None:
+        link = self._links.pop(ifindex, None)
+        if link is None:
+            return
+        if self._link_names.get(link.name) is link:
+            del self._link_names[link.name]
+        for key in [key for key in self._neighbours if key[0] == ifindex]:
+            del self._neighbours[key]
+        self._relink(ifindex)
+        self._touch_interfaces({link.name})
+
+    def _take_links(self, links: Iterable[Link]) -> None:
+        fresh = {link.ifindex: link for link in links}
+        for ifindex in [known for known in self._links if known not in fresh]:
+            self._lose_link(ifindex)
+        for link in fresh.values():
+            self._take_link(link)
+
+    def _relink(self, ifindex: int) -> None:
+        """Whatever stands on this interface index may stand on another interface now."""
+        self._unresolved.update(dict.fromkeys(self._routes.by_ifindex.get(ifindex, ())))
+        self._relinked = self._remapped = True
+
+    def _touch_interfaces(self, names: set[str]) -> None:
+        for record in self._registry:
+            if record.key.interface in names:
+                link = self._link_names.get(record.key.interface)
+                if link is not None and link.ifindex != record.ifindex:
+                    record.ifindex = link.ifindex
+                    self._relinked = self._remapped = True
+                self._touched.add(record)
+
+    def _touch_neighbour(self, ifindex: int, address: Address) -> None:
+        link = self._links.get(ifindex)
+        record = self._registry.get(NextHopKey(link.name, address)) if link else None
+        if record is not None:
+            self._touched.add(record)
+            self._remapped = True
+
+    # --- FRR and the tap --------------------------------------------------------------------------------------------
+
+    def _take_sessions(self, sessions: Iterable[BfdSession], now: float) -> None:
+        if self._bfd.lost:
+            self._back("bfdd")
+        self._bfd.read(sessions)
+        for record in self._registry:
+            difference = self._bfd.compare(record, now)
+            if difference is not None:
+                self._tells.append(Tell("mismatch", {**_named(record), **difference}))
+        self._touched.update(self._registry)
+
+    def _take_tap(self, event: TapReported, now: float) -> None:
+        record = self._registry.by_id(event.path)
+        if record is None:
+            return
+        if not self._bfd.tapped(record, event.up, event.cause, now):
+            detail = {**_named(record), "tap": event.cause, "bfdd": "lost"}
+            self._tells.append(Tell("mismatch", detail, event.kernel_ns))
+            return
+        self._kernel_ns[record.id] = event.kernel_ns
+        self._touched.add(record)
+
+    def _take_names(self, names: Mapping[NextHopKey, str]) -> None:
+        """A peer that is away has no name: what a path was called, it stays."""
+        if "bgpd" in self._frr_lost:
+            self._back("bgpd")
+        self._peers = dict(names)
+        for record in self._registry:
+            name = names.get(record.key)
+            if name and name != record.host_name:
+                record.host_name = name
+                self._renamed = True
+
+    def _take_loss(self, daemon: str) -> None:
+        if daemon in self._frr_lost:
+            return
+        self._frr_lost.add(daemon)
+        self._tells.append(Tell("frr-lost", {"daemon": daemon}))
+        if daemon == "bfdd":
+            self._bfd.lose()
+
+    def _back(self, daemon: str) -> None:
+        self._frr_lost.discard(daemon)
+        self._tells.append(Tell("frr-back", {"daemon": daemon}))
+
+    def _take_drain(self, name: str, drain: bool) -> None:
+        record = next((record for record in self._registry if record.name == name), None)
+        if record is None:
+            raise UnknownPath(name, tuple(sorted(record.name for record in self._registry)))
+        if record.drained is drain:
+            return
+        record.drained = drain
+        self._tells.append(Tell("path-drained" if drain else "path-undrained", _named(record)))
+        self._touched.add(record)
+
+    # --- settling ---------------------------------------------------------------------------------------------------
+
+    def _settle(self, now: float) -> list[Operation]:
+        if not self._ready:
+            tells, self._tells = self._tells, []
+            return list(tells)
+        self._retry_at = None
+        if "zebra" in self._frr_lost and self._zebra_spoke():
+            self._back("zebra")
+        if self._registry.recycle():
+            self._unresolved.update((legs, None) for legs in self._keyless if legs.left_out)
+        resolved = self._resolve(now)
+        erased = self._expire(now)
+        if self._renamed:
+            self._rename(resolved)
+        affected = self._judge(now)
+        self._rekey(resolved)
+        dead, living = self._life()
+        overrides = self._settle_overrides({**resolved, **affected})
+        early, late = self._write_paths()
+        uplinks = self._settle_uplinks()
+        groups = self._settle_groups(bool(uplinks))
+        operations = [*dead, *overrides, *early, *groups, *late, *living]
+        operations += [*self._settle_neighbours(), *uplinks, *erased]
+        self._tell_limits()
+        if (self._book.freed and self._book.starved) or (
+            erased and any(legs.left_out for legs in self._keyless)
+        ):
+            self._retry_at = now
+        tells, self._tells = self._tells, []
+        return [*operations, *tells]
+
+    def _zebra_spoke(self) -> bool:
+        found = (self._routes.legs_of.get(prefix) for prefix in self._routes.moved)
+        return any(legs is not None and legs.eligible for legs in found)
+
+    def _resolve(self, now: float) -> dict[Legs, None]:
+        """Find the paths of all legs that are new or whose links changed."""
+        for legs in self._routes.release():
+            self._leave(legs)
+            self._unresolved.pop(legs, None)
+            self._keyless.pop(legs, None)
+        resolved = {**self._unresolved, **self._routes.fresh}
+        self._unresolved.clear()
+        self._routes.fresh.clear()
+        for legs in resolved:
+            self._leave(legs)
+            legs.left_out = False
+            legs.members = ()
+            if not legs.eligible:
+                continue
+            members = []
+            for hop in legs.next_hops:
+                link = self._links.get(hop.ifindex)
+                if link is None or hop.connected or not self._may_be_uplink(link):
+                    continue
+                record = self._path(NextHopKey(link.name, hop.address), link, now)
+                if record is None:
+                    legs.left_out = True
+                    continue
+                members.append((record, hop))
+            legs.members = tuple(members)
+            for record, hop in members:
+                record.legs.add(legs)
+                if not hop.alive:
+                    record.dead_legs.add(legs)
+                self._touched.add(record)
+        return resolved
+
+    def _leave(self, legs: Legs) -> None:
+        for record, _ in legs.members:
+            record.legs.discard(legs)
+            record.dead_legs.discard(legs)
+            self._touched.add(record)
+
+    def _path(self, key: NextHopKey, link: Link, now: float) -> PathRecord | None:
+        record = self._registry.get(key)
+        if record is None:
+            record = self._registry.add(key, now)
+            if record is None:
+                return None
+            record.ifindex = link.ifindex
+            record.host_name = self._peers.get(key) or None
+            self._renamed = self._relinked = self._remapped = self._reordered = True
+            self._born.append(record)
+        return record
+
+    def _expire(self, now: float) -> list[Operation]:
+        """Let go of paths that have had no route for long."""
+        for record in self._touched:
+            if record.legs:
+                record.linger_until = None
+                self._lingering.discard(record)
+            elif record.linger_until is None:
+                record.linger_until = now + self.config.linger
+                self._lingering.add(record)
+        operations: list[Operation] = []
+        for record in list(self._lingering):
+            if record.linger_until is None or now < record.linger_until or self._kept(record):
+                continue
+            self._lingering.discard(record)
+            self._touched.discard(record)
+            self._registry.remove(record)
+            if self._paths_written.pop(record.id, (0, False)) != (0, False):
+                operations.append(ErasePath(record.id))
+            self._renamed = self._relinked = self._remapped = self._reordered = True
+            self._tells.append(Tell("path-gone", _named(record)))
+        return operations
+
+    def _kept(self, record: PathRecord) -> bool:
+        """Something but a route still refers to the path."""
+        return record.drained or record.health.hold_until is not None or self._bfd.of(record) is not None
+
+    def _rename(self, resolved: dict[Legs, None]) -> None:
+        """Names, planes and weights anew; configured weights hang on names."""
+        self._renamed = False
+        for record in self._registry.rename():
+            self._reordered = True
+            if self.config.weights:
+                resolved.update(dict.fromkeys(record.legs))
+        self._tells += [Tell("path-new", {**_named(record), "plane": record.plane}) for record in self._born]
+        self._born.clear()
+
+    def _judge(self, now: float) -> dict[Legs, None]:
+        """Bring all touched paths, and those whose hold is over, up to date; returns the legs that stand on them."""
+        affected: dict[Legs, None] = {}
+        for record in sorted({*self._touched, *self._due(now)}, key=lambda record: record.id):
+            if record in self._held_down:
+                self._held_down.discard(record)
+                self._bfd.assume_seen(record)
+            record.health.judge(self._failure(record), now)
+            unseen = self._neighbour_failed(record) or self._bfd_reason(record) is not Reason.NONE
+            if unseen or record.health.serving:
+                record.fib_dead = unseen
+            state, reason = self._state(record)
+            if (state, reason) != (record.state, record.reason):
+                self._change(record, state, reason, now)
+            affected.update(dict.fromkeys(record.legs))
+        self._touched.clear()
+        self._kernel_ns.clear()
+        return affected
+
+    def _due(self, now: float) -> Iterable[PathRecord]:
+        return (
+            record
+            for record in self._registry
+            if record.health.hold_until is not None and now >= record.health.hold_until
+        )
+
+    def _failure(self, record: PathRecord) -> Reason:
+        """The worst that speaks against the path."""
+        link = self._link_names.get(record.key.interface)
+        if link is None:
+            return Reason.LINK_GONE
+        if not link.up:
+            return Reason.LINK_DOWN
+        if record.dead_legs:
+            return Reason.NEXT_HOP_DEAD
+        if self._neighbour_failed(record):
+            return Reason.NEIGHBOUR_FAILED
+        return self._bfd_reason(record)
+
+    def _neighbour_failed(self, record: PathRecord) -> bool:
+        neighbour = self._neighbours.get((record.ifindex, record.key.address))
+        return neighbour is not None and neighbour.state is NeighbourState.FAILED
+
+    def _bfd_reason(self, record: PathRecord) -> Reason:
+        return self._bfd.verdict(record) if self.config.bfd else Reason.NONE
+
+    @staticmethod
+    def _state(record: PathRecord) -> tuple[PathState, Reason]:
+        if record.health.failing is not Reason.NONE:
+            return PathState.DOWN, record.health.failing
+        if record.drained:
+            return PathState.DRAINED, Reason.DRAINED
+        if not record.legs:
+            return PathState.DOWN, Reason.NO_ROUTE
+        if record.health.hold_until is not None:
+            return PathState.HOLD, Reason.HOLD_UP
+        return PathState.UP, Reason.NONE
+
+    def _change(self, record: PathRecord, state: PathState, reason: Reason, now: float) -> None:
+        before, record.state = record.state, state
+        if before is not state:
+            record.since = now
+        told = before is not state or (state is PathState.DOWN and record.reason is Reason.NO_ROUTE)
+        record.reason = reason
+        kind = _KINDS.get(state)
+        if state is PathState.DRAINED and before is PathState.DOWN:
+            kind = "path-drained"
+        if before is PathState.DRAINED and state is PathState.UP:
+            kind = None  # told as path-undrained when it was asked for
+        if kind is None or not told:
+            return
+        detail = {**_named(record), "reason": reason.value}
+        if record.health.hold_until is not None and state is PathState.HOLD:
+            detail |= {"hold_s": round(record.health.hold_until - now, 3), "flaps": record.health.flaps}
+        self._tells.append(Tell(kind, detail, self._kernel_ns.get(record.id)))
+
+    def _rekey(self, resolved: Iterable[Legs]) -> None:
+        """Which group the legs' prefixes belong to."""
+        for legs in resolved:
+            weights: dict[int, int] = {}
+            if not legs.left_out:
+                for record, hop in legs.members:
+                    weights[record.id] = record.weight or weights.get(record.id, 0) + max(hop.weight, 1)
+            if weights and not self.config.weights:
+                unit = gcd(*weights.values())
+                weights = {path: weight // unit for path, weight in weights.items()}
+            key = frozenset((path, min(weight, WEIGHT_MAX)) for path, weight in weights.items()) or None
+            if key is None:
+                self._keyless[legs] = None
+            else:
+                self._keyless.pop(legs, None)
+            if key != legs.key:
+                legs.key = key
+                self._prefixes.update(legs.prefixes)
+
+    # --- operations -------------------------------------------------------------------------------------------------
+
+    def _life(self) -> tuple[list[Operation], list[Operation]]:
+        """The word of living paths: what dies at once, what lives once everything it may point to is written."""
+        word = sum(1 << record.id for record in self._registry if record.state is PathState.UP)
+        surviving = self._word & word
+        dead: list[Operation] = [SetLiving(surviving)] if surviving != self._word else []
+        living: list[Operation] = [SetLiving(word)] if word != surviving or not self._word_written else []
+        self._word, self._word_written = word, True
+        return dead, living
+
+    def _settle_overrides(self, legs: Iterable[Legs]) -> list[Operation]:
+        for some in legs:
+            if override.refresh(some):
+                self._prefixes.update(some.prefixes)
+        operations = self._overrides.settle([*self._prefixes, *self._routes.moved], self._routes)
+        written = [prefix for op in operations if isinstance(op, WriteOverrides) for prefix in op.routes]
+        erased = [prefix for op in operations if isinstance(op, EraseOverrides) for prefix in op.prefixes]
+        if written:
+            dead = sorted(record.name for record in self._registry if record.fib_dead)
+            self._tells.append(Tell("override-set", {"destinations": len(written), "paths": dead}))
+        if erased:
+            detail = {"destinations": len(erased), "left": len(self._overrides.written)}
+            self._tells.append(Tell("override-cleared", detail))
+        return operations
+
+    def _write_paths(self) -> tuple[list[Operation], list[Operation]]:
+        """Entries that must be there before groups use them, and those that may claim to be alone only afterwards."""
+        early: list[Operation] = []
+        late: list[Operation] = []
+        if not self._relinked:
+            return early, late
+        for record in self._registry:
+            if not record.ifindex:
+                continue
+            path = self._registry.view(record)
+            before = self._paths_written.get(record.id)
+            if before is None or before[0] != path.ifindex or before[1] > path.sole:
+                early.append(WritePath(path))
+            elif before[1] < path.sole:
+                late.append(WritePath(path))
+            self._paths_written[record.id] = (path.ifindex, path.sole)
+        return early, late
+
+    def _settle_uplinks(self) -> list[Operation]:
+        if not self._relinked:
+            return []
+        self._relinked = False
+        if self.config.uplinks is None:
+            names = {record.key.interface for record in self._registry}
+        else:
+            names = set(self.config.uplinks)
+        links = [
+            link for link in map(self._link_names.get, sorted(names)) if link and self._may_be_uplink(link)
+        ]
+        wanted = {link.ifindex: link.name for link in links}
+        attached: list[Operation] = []
+        for ifindex, name in wanted.items():
+            if self._uplinks.get(ifindex) != name:
+                attached.append(AttachUplink(ifindex, name))
+                self._tells.append(Tell("uplink-attached", {"interface": name, "ifindex": ifindex}))
+        detached: list[Operation] = []
+        for ifindex, name in {**self._uplinks_found, **self._uplinks}.items():
+            if ifindex not in wanted:
+                detached.append(DetachUplink(ifindex, name))
+                self._tells.append(Tell("uplink-detached", {"interface": name, "ifindex": ifindex}))
+        self._uplinks_found = {}
+        self._uplinks = wanted
+        return attached + detached
+
+    def _settle_groups(self, uplinks_changed: bool) -> list[Operation]:
+        """Groups, tables and destinations for all prefixes that must be looked at again."""
+        wanted: dict[Network, Target] = {}
+        for prefix in (*self._prefixes, *self._routes.moved):
+            legs = self._routes.legs_of.get(prefix)
+            wanted[prefix] = legs.key if legs else None
+        if wanted or uplinks_changed:
+            self._shadow(wanted, uplinks_changed)
+        self._prefixes.clear()
+        self._routes.moved.clear()
+        reorder, self._reordered = self._reordered, False
+        if reorder:
+            self._order = Order(
+                self._registry.table_names(), {record.id: record.weight or 1 for record in self._registry}
+            )
+        if not wanted and not reorder and not (self._book.freed and self._book.starved):
+            return []
+        operations = self._book.settle(wanted, self._order, reorder)
+        for group in self._book.changed:
+            records = [(self._registry.by_id(path), weight) for path, weight in group.weights.items()]
+            weights = {record.name: weight for record, weight in records if record is not None}
+            self._tells.append(Tell("group-changed", {"group": group.id, "paths": weights}))
+        return operations
+
+    def _shadow(self, wanted: dict[Network, Target], uplinks_changed: bool) -> None:
+        """What is the kernel's business, but leaves by an uplink, must not fall to a shorter prefix's group."""
+        lengths = {version: set(self._book.lengths(version)) for version in (4, 6)}
+        for prefix, target in wanted.items():
+            if target is not None:
+                lengths[prefix.version].add(prefix.prefixlen)
+        for legs in self._keyless:
+            outside = not any(hop.ifindex in self._uplinks for hop in legs.next_hops)
+            if outside and not uplinks_changed:
+                continue
+            for prefix in legs.prefixes:
+                hidden = not outside and self._covered(prefix, lengths[prefix.version])
+                wanted[prefix] = NO_GROUP if hidden else None
+
+    def _covered(self, prefix: Network, lengths: Iterable[int]) -> bool:
+        """A shorter prefix has a group."""
+        for length in lengths:
+            if length < prefix.prefixlen:
+                legs = self._routes.legs_of.get(prefix.supernet(new_prefix=length))
+                if legs is not None and legs.key is not None:
+                    return True
+        return False
+
+    def _settle_neighbours(self) -> list[Operation]:
+        """Which path frames come in by: (interface, MAC) to path id. Where two share both, the one that has routes."""
+        if not self._remapped:
+            return []
+        self._remapped = False
+        macs: dict[tuple[int, str], int] = {}
+        for record in sorted(self._registry, key=lambda record: (bool(record.legs), -record.id)):
+            neighbour = self._neighbours.get((record.ifindex, record.key.address))
+            if neighbour is not None and neighbour.mac:
+                macs[record.ifindex, neighbour.mac] = record.id
+        if macs == self._macs:
+            return []
+        self._macs = macs
+        return [WriteNeighbours(dict(macs))]
+
+    def _tell_limits(self) -> None:
+        limits = set(self._book.limits)
+        if self._book.starved:
+            limits |= self._told_limits - {"paths"}
+        if any(legs.left_out for legs in self._keyless):
+            limits.add("paths")
+        for limit in sorted(limits - self._told_limits):
+            self._tells.append(Tell("limit-reached", {"limit": limit, "max": _LIMITS[limit]}))
+        self._told_limits = limits
+
+    # --- what counts ------------------------------------------------------------------------------------------------
+
+    def _eligible(self, route: Route) -> bool:
+        """Whether a route is the fabric's."""
+        if route.protocol == self.config.own_protocol:
+            return False
+        if self.config.uplinks is None:
+            return route.protocol in ROUTING_PROTOCOLS
+        return route.protocol != RTPROT_KERNEL
+
+    def _may_be_uplink(self, link: Link) -> bool:
+        if self.config.uplinks is None:
+            return link.kind not in NO_UPLINK_KINDS and link.name != "lo"
+        return link.name in self.config.uplinks
+
+    def _adopt(self, number: int, key: NextHopKey, adopted: Adopted) -> None:
+        record = self._registry.add(key, 0.0, number)
+        assert record is not None
+        self._paths_written[number] = None
+        record.drained = key in adopted.drained
+        if adopted.living is not None and not record.drained and not adopted.living >> number & 1:
+            self._held_down.add(record)
+
+
+def _named(record: PathRecord) -> dict[str, Any]:
+    return {
+        "path": record.name,
+        "id": record.id,
+        "interface": record.key.interface,
+        "next_hop": str(record.key.address),
+    }
