@@ -1,0 +1,322 @@
+"""Builds the rooms, starts them in order, carries events from one to the other, and stops them; decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+import structlog
+import uvloop
+
+from qpd import logs
+from qpd.api.events import EventRing
+from qpd.api.server import ApiServer, ListenError
+from qpd.core.config import Adopted, PlannerConfig
+from qpd.core.planner import Planner
+from qpd.drained import DrainedPaths
+from qpd.frr.watch import FrrSource
+from qpd.history import History
+from qpd.kernel import bpffs
+from qpd.kernel.apply import Applier
+from qpd.kernel.classifier import Classifier, ClassifierError, detach_all
+from qpd.kernel.fib import PROTOCOL, OverrideTable
+from qpd.kernel.lock import LockedError, PinLock
+from qpd.kernel.maps import Maps
+from qpd.kernel.netlink import NetlinkSource
+from qpd.kernel.ring import EventKind, RingEvent
+from qpd.model import Event, Group, NextHopKey, Operation, Placement, Resynced, Tick
+from qpd.settings import Settings
+from qpd.view import View
+
+_log = structlog.get_logger("qpd")
+
+_COUNT_INTERVAL = 1.0
+_COUNT_SHARE = 20
+"""The census takes at most one part in so many of the time, however many QPs there are."""
+_TIMER_MIN = 0.001
+
+
+class StartError(Exception):
+    """The daemon cannot start: one line that says what, where and how to mend it."""
+
+
+def run(settings: Settings) -> int:
+    """Run the daemon until SIGTERM or SIGINT. Returns the exit status; an error is one line on standard error."""
+    logs.configure(settings.log)
+    try:
+        uvloop.run(_main(settings))
+    except (StartError, ClassifierError, ListenError, LockedError, bpffs.BpffsMissingError) as error:
+        print(f"qpd: {error}", file=sys.stderr)  # noqa: T201 - the one line for the operator
+        return 1
+    return 0
+
+
+def detach(settings: Settings) -> int:
+    """Remove programs, pins, rules and routes of a node on which no daemon runs. Returns the exit status."""
+    try:
+        with _lock(settings):
+            interfaces = detach_all(settings.bpf.pin_dir)
+            routes = asyncio.run(_detach_overrides(settings))
+            DrainedPaths(settings.api.socket).forget()
+    except LockedError as error:
+        print(f"qpd: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except (OSError, StartError) as error:
+        print(f"qpd: cannot detach: {error}; run it as root", file=sys.stderr)  # noqa: T201
+        return 1
+    names = ", ".join(_name_of(ifindex) for ifindex in interfaces) or "no interface"
+    print(f"qpd: detached from {names}; {routes} override routes removed")  # noqa: T201
+    return 0
+
+
+async def _detach_overrides(settings: Settings) -> int:
+    table = OverrideTable(table=settings.override.table, priority=settings.override.priority)
+    try:
+        return await table.detach()
+    finally:
+        table.close()
+
+
+async def _main(settings: Settings) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    daemon = Daemon(settings)
+    try:
+        await daemon.start()
+        await stopped.wait()
+    finally:
+        await daemon.stop()
+
+
+class Daemon:
+    """All rooms of one node. ``start`` raises what :func:`run` catches; ``stop`` leaves the classifier steering."""
+
+    planner: Planner
+    maps: Maps
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.attached: Mapping[int, Literal["tcx", "clsact"]] = {}
+        self._history = History()
+        self._drained = DrainedPaths(settings.api.socket)
+        self._closing = contextlib.AsyncExitStack()
+        self._timer: asyncio.TimerHandle | None = None
+        self._held: list[Event] | None = []
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load, adopt what an earlier daemon left, read kernel and FRR, then steer."""
+        settings, closing = self.settings, self._closing
+        begun = time.monotonic()
+        closing.enter_context(_lock(settings))
+        bpffs.check(settings.bpf.pin_dir)
+        self._classifier = await Classifier.load(settings.bpf, settings.api.socket.parent)
+        closing.callback(self._classifier.close)
+        self.maps = closing.enter_context(self._classifier.open_maps())
+        self._ring = self._classifier.open_ring()
+        closing.callback(self._ring.close)
+        self._overrides = OverrideTable(table=settings.override.table, priority=settings.override.priority)
+        try:
+            await self._overrides.start()
+        except OSError as error:
+            raise StartError(f"no override rules: {error.strerror}; qpd needs CAP_NET_ADMIN") from error
+        closing.callback(self._overrides.close)
+
+        self.maps.set_placement(Placement[settings.placement.upper()])
+        await self._classifier.forget_gone()
+        self.attached = await self._classifier.attached()
+        left = adopt(self.maps, self.attached, self._drained.read(), self._overrides)
+        self.planner = Planner(planner_config(settings), left)
+        self._applier = Applier(self.maps, self._classifier, self._overrides, self._history.tell)
+        self._applier.start()
+        closing.push_async_callback(self._applier.stop)
+
+        self._view = View(self)
+        api = ApiServer(self._view, settings)
+        await api.start()
+        closing.push_async_callback(api.stop)
+        await self._start_sources()
+        await self._applier.settled()
+        self.attached = await self._classifier.attached()
+        counting = asyncio.get_running_loop().create_task(self._count(), name="census")
+        closing.push_async_callback(_cancelled, counting)
+        self._view.steering = True
+        gc.collect()
+        gc.freeze()  # What start-up made lives as long as the daemon: no collection need look at it again.
+        _notify("READY=1")
+        _log.info(
+            "steering",
+            node=settings.node,
+            uplinks=len(self.attached),
+            mode=self._classifier.mode,
+            seconds=round(time.monotonic() - begun, 3),
+        )
+
+    async def _start_sources(self) -> None:
+        settings, loop = self.settings, asyncio.get_running_loop()
+        self._netlink = NetlinkSource(reconcile=settings.reconcile_interval)
+        self._frr = FrrSource(settings.frr.socket_dir, interface_of=self._netlink.interface_of)
+        # Names first: a path that is named before it is first seen never changes its name, its plane, and so its slots.
+        try:
+            await self._netlink.start(self.deliver)
+        except OSError as error:
+            raise StartError(f"cannot read routes by netlink: {error}") from error
+        self._closing.push_async_callback(self._netlink.stop)
+        await self._frr.start(self.deliver)
+        self._closing.push_async_callback(self._frr.stop)
+        held, self._held = self._held or [], None
+        # The first picture of the kernel last: what is known of peers and BFD shall be told before it.
+        self.deliver(sorted(held, key=lambda event: isinstance(event, Resynced)))
+        self._ring.watch(loop, self._take)
+        self._closing.callback(self._ring.unwatch, loop)
+
+    async def stop(self) -> None:
+        """Stop everything in reverse order; programs, maps and homes stay in the kernel."""
+        _notify("STOPPING=1")
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._closing.aclose()
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take what a source has seen."""
+        if self._held is not None:
+            self._held.extend(events)
+            return
+        self._carry_out(self.planner.handle_all(events, time.monotonic()))
+
+    def handle(self, event: Event) -> None:
+        """Give an event to the planner and carry out what follows."""
+        self._carry_out(self.planner.handle(event, time.monotonic()))
+
+    def _carry_out(self, operations: Sequence[Operation]) -> None:
+        """Apply the planner's operations, and set the timer for what it waits for."""
+        self._applier.apply(operations)
+        self._drained.keep(self.planner.drained)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.planner.deadline
+        if deadline is not None:
+            delay = max(_TIMER_MIN, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.handle, Tick())
+
+    def _take(self, records: list[RingEvent]) -> None:
+        if any(record.kind is EventKind.PATH_STATE for record in records):
+            self._frr.hint()
+
+    async def _count(self) -> None:
+        """Keep the census and the kernel's idea of active QPs true."""
+        while True:
+            begun = time.monotonic()
+            steering = self._view.steering_now()
+            await asyncio.to_thread(self._view.count, steering)
+            idle_ns = int(self.settings.idle_after * 1e9)
+            await asyncio.to_thread(self.maps.recount_active, time.monotonic_ns(), idle_ns)
+            self.attached = await self._classifier.attached()
+            await asyncio.sleep(max(_COUNT_INTERVAL, _COUNT_SHARE * (time.monotonic() - begun)))
+
+    # --- what the view reads ------------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> EventRing:
+        """The history."""
+        return self._history.events
+
+    @property
+    def failovers(self) -> Mapping[str, Counter[str]]:
+        """Path name to cause to times."""
+        return self._history.failovers
+
+    def troubles(self) -> list[str]:
+        """What the operator should mend, one sentence each."""
+        found = [f"{subject}: {why}" for subject, why in sorted(self._applier.troubles.items())]
+        found += [status.problem for _, status in sorted(self._frr.status().items()) if status.problem]
+        if self._view.steering and not self.attached:
+            found.append(
+                "no uplink: no route of a routing daemon has a next hop yet; is BGP up? (vtysh: show bgp summary)"
+            )
+        return found
+
+    def frr(self) -> Mapping[str, bool]:
+        """FRR daemon to whether it answers."""
+        return {name: status.connected for name, status in self._frr.status().items()}
+
+    def overrides(self) -> int:
+        """Routes in qpd's own table."""
+        return len(self._overrides.routes)
+
+    def resyncs(self) -> int:
+        """Times that the kernel's state was read anew because events were lost."""
+        return self._netlink.counters.overruns
+
+
+def planner_config(settings: Settings) -> PlannerConfig:
+    """The planner's part of the settings."""
+    return PlannerConfig(
+        uplinks=None if settings.uplinks == "auto" else settings.uplinks,
+        planes=settings.planes,
+        weights=settings.weights,
+        placement=Placement[settings.placement.upper()],
+        hold_up=settings.hold_up,
+        own_protocol=PROTOCOL,
+    )
+
+
+def adopt(
+    maps: Maps, attached: Mapping[int, str], drained: Collection[NextHopKey], overrides: OverrideTable
+) -> Adopted:
+    """What an earlier daemon left in the kernel."""
+    paths = {id_: path.key for id_, path in maps.paths().items()}
+    groups = {id_: Group(id_, pinned.weights, pinned.table) for id_, pinned in maps.groups().items()}
+    return Adopted(
+        paths=paths,
+        groups=groups,
+        tables={number: maps.table(number) for number in {group.table for group in groups.values()}},
+        destinations=maps.destinations(),
+        living=maps.living() if paths else None,
+        uplinks={ifindex: _name_of(ifindex) for ifindex in attached},
+        overrides=dict(overrides.routes),
+        drained=drained,
+    )
+
+
+def _lock(settings: Settings) -> PinLock:
+    try:
+        return PinLock(settings.bpf.pin_dir)
+    except OSError as error:
+        raise StartError(f"cannot lock {settings.bpf.pin_dir}: {error}; run qpd as root") from error
+
+
+def _name_of(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return f"interface {ifindex} (gone)"
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _notify(word: str) -> None:
+    """Tell systemd, where it asked to be told (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.connect("\0" + address[1:] if address.startswith("@") else address)
+            notify.send(word.encode())

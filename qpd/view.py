@@ -1,0 +1,424 @@
+"""The node as the API and Prometheus see it: the planner's picture joined with what the kernel has counted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+import qpd
+from qpd.api.events import EventRing, rfc3339
+from qpd.api.explain import Case, explain
+from qpd.api.queries import ExplainQuery, QpFilter
+from qpd.api.rows import QpTable, busiest, rows, stream
+from qpd.api.schemas import BfdInfo, Explanation, GroupRow, PathRow, QpRow, StatusInfo, UplinkRow
+from qpd.api.state import QueryError, UnknownPath
+from qpd.census import NOWHERE, Census, Steering, take_census
+from qpd.core.planner import Planner
+from qpd.core.slots import qp_hash, slot_of
+from qpd.kernel.layout import pack_address, unpack_address
+from qpd.kernel.maps import Counters, Maps
+from qpd.kernel.table import Records
+from qpd.metrics import BfdSample, MetricsSnapshot, PathSample, QpSample
+from qpd.model import (
+    NO_GROUP,
+    Address,
+    DrainAsked,
+    Event,
+    Hook,
+    Path,
+    PathState,
+    Placement,
+    QueuePairKey,
+    Verdict,
+)
+from qpd.settings import Settings
+
+_SMALL = 4096
+"""So many QPs are counted when somebody asks (2 ms); of more, the last census is shown."""
+
+
+class Rooms(Protocol):
+    """What the view reads of the rest of the daemon."""
+
+    planner: Planner
+    maps: Maps
+    settings: Settings
+    attached: Mapping[int, Literal["tcx", "clsact"]]
+    """By ifindex."""
+
+    @property
+    def events(self) -> EventRing:
+        """The history."""
+        ...
+
+    @property
+    def failovers(self) -> Mapping[str, Counter[str]]:
+        """Path name to cause to times."""
+        ...
+
+    def handle(self, event: Event) -> None:
+        """Give an event to the planner and carry out what follows."""
+        ...
+
+    def troubles(self) -> list[str]:
+        """What the operator should mend, one sentence each."""
+        ...
+
+    def frr(self) -> Mapping[str, bool]:
+        """FRR daemon to whether it answers."""
+        ...
+
+    def overrides(self) -> int:
+        """Routes in qpd's own table."""
+        ...
+
+    def resyncs(self) -> int:
+        """Times that the kernel's state was read anew because events were lost."""
+        ...
+
+
+@dataclass
+class View:
+    """The :class:`qpd.api.state.State` of a running daemon."""
+
+    rooms: Rooms
+    started: float = field(default_factory=time.time)
+    steering: bool = False
+    """True once the first full picture of the kernel has been applied."""
+    census: Census = field(default_factory=Census)
+
+    # --- what the API asks
+
+    @property
+    def events(self) -> EventRing:
+        """The history, which the daemon writes."""
+        return self.rooms.events
+
+    def status(self) -> StatusInfo:
+        """The node at a glance."""
+        rooms = self.rooms
+        paths = rooms.planner.paths
+        census = self._census()
+        counters = rooms.maps.counters()
+        return {
+            "state": "steering" if self.steering else "starting",
+            "node": rooms.settings.node,
+            "version": qpd.__version__,
+            "pid": os.getpid(),
+            "started": rfc3339(self.started),
+            "uptime_s": round(time.time() - self.started, 3),
+            "placement": rooms.settings.placement,
+            "pin_dir": str(rooms.settings.bpf.pin_dir),
+            "uplinks": self._uplinks(),
+            "paths": {"total": len(paths), "up": sum(path.state is PathState.UP for path in paths)},
+            "groups": len(rooms.planner.groups),
+            "destinations": sum(len(group.destinations) for group in rooms.planner.groups),
+            "qps": {"known": census.known, "active": census.active, "max": rooms.maps.qps_max()},
+            "failovers": sum(causes.total() for causes in rooms.failovers.values()),
+            "overrides": rooms.overrides(),
+            "frr": dict(rooms.frr()),
+            "verdicts": _verdicts(counters),
+            "warnings": rooms.troubles(),
+        }
+
+    def paths(self) -> list[PathRow]:
+        """All paths, by id."""
+        census, counters, now = self._census(), self.rooms.maps.counters(), time.monotonic()
+        return [
+            {
+                "id": path.id,
+                "name": path.name,
+                "interface": path.interface,
+                "next_hop": str(path.next_hop),
+                "plane": path.plane,
+                "weight": path.weight,
+                "state": path.state.value,
+                "reason": path.reason.value,
+                "qps": census.by_path.get(path.id, 0),
+                "packets": int(counters.packets[Hook.STEER, path.id]),
+                "bytes": int(counters.bytes[Hook.STEER, path.id]),
+                "lost": None,
+                "rtt_us": None,
+                "bfd": self._bfd(path),
+                "homes": census.by_home.get(path.id, 0),
+                "packets_in": int(counters.packets[Hook.OBSERVE, path.id]),
+                "bytes_in": int(counters.bytes[Hook.OBSERVE, path.id]),
+                "since_s": round(max(0.0, now - path.since), 3),
+            }
+            for path in self.rooms.planner.paths
+        ]
+
+    def groups(self) -> list[GroupRow]:
+        """All groups, by id."""
+        paths = {path.id: path for path in self.rooms.planner.paths}
+        return [
+            {
+                "id": group.id,
+                "table": group.table,
+                "members": [
+                    {"path": paths[id_].name, "weight": weight, "state": paths[id_].state.value}
+                    for id_, weight in sorted(group.weights.items())
+                    if id_ in paths
+                ],
+                "destinations": [str(prefix) for prefix in group.destinations],
+            }
+            for group in self.rooms.planner.groups
+        ]
+
+    async def qps(self, wanted: QpFilter) -> AsyncIterator[list[QpRow]]:
+        """The wanted QPs, with the path that each one's next packet takes."""
+        path = None if wanted.path is None else self._named(wanted.path).id
+        table = await self._table(wanted.direction)
+        async for chunk in stream(table, wanted, path):
+            yield chunk
+
+    async def explain(self, query: ExplainQuery) -> Explanation:
+        """Why a QP uses its path, or which one it would use."""
+        table = await self._table("out")
+        position = await asyncio.to_thread(_find, table, query)
+        row, home = None, None
+        if position is None:
+            key, destination = _unseen(query, table)
+        else:
+            record = table.values[position]
+            found = table.keys[position]
+            key = QueuePairKey(int(found["vni"]), query.dst, query.qp)
+            destination = unpack_address(bytes(record["destination"]))
+            home = int(record["home"])
+            row = rows(table, np.array([position]))[0]
+        planner = self.rooms.planner
+        found = planner.explain_destination(destination)
+        placed, gone = self.rooms.maps.placed(), self.rooms.maps.gone()
+        paths = {path.id: path for path in planner.paths}
+        return explain(
+            Case(
+                key=key,
+                destination=destination,
+                prefix=None if found is None else found.prefix,
+                group=None if found is None else found.group,
+                order=[] if found is None else found.orders[slot_of(qp_hash(key))].tolist(),
+                paths=paths,
+                living=self.rooms.maps.living(),
+                homes={id_: int(placed[id_]) - int(gone[id_]) for id_ in paths},
+                placement=Placement[self.rooms.settings.placement.upper()],
+                row=row,
+                home_id=home,
+            )
+        )
+
+    async def drain(self, name: str, drain: bool) -> PathRow:
+        """Take a path out of service or put it back."""
+        path = self._named(name)
+        self.rooms.handle(DrainAsked(path.name, drain))
+        return next(row for row in self.paths() if row["id"] == path.id)
+
+    async def metrics(self) -> MetricsSnapshot:
+        """All that Prometheus sees, at one moment."""
+        rooms = self.rooms
+        census, counters = self._census(), rooms.maps.counters()
+        most = rooms.settings.metrics.qp_series_max
+        qps = await asyncio.to_thread(_busiest, await self._table("out"), most) if most else ()
+        paths = self.rooms.planner.paths
+        sessions = [
+            (path, session) for path in paths if (session := self.rooms.planner.session_of(path)) is not None
+        ]
+        return MetricsSnapshot(
+            version=qpd.__version__,
+            node=rooms.settings.node,
+            placement=rooms.settings.placement,
+            paths=tuple(self._sample(path, census, counters) for path in paths),
+            bfd_sessions=tuple(
+                BfdSample(
+                    path.name,
+                    path.interface,
+                    str(session.peer),
+                    session.state.name == "UP",
+                    session.detection_time,
+                )
+                for path, session in sessions
+            ),
+            verdicts={
+                (hook, verdict): count
+                for hook, verdicts in _verdicts(counters).items()
+                for verdict, count in verdicts.items()
+            },
+            busiest=qps,
+            qps_known=census.known,
+            qps_active=census.active,
+            qps_max=rooms.maps.qps_max(),
+            groups=len(rooms.planner.groups),
+            destinations=sum(len(group.destinations) for group in rooms.planner.groups),
+            overrides=rooms.overrides(),
+            uplinks={row["name"]: row["attach"] is not None for row in self._uplinks()},
+            frr=rooms.frr(),
+            resyncs=rooms.resyncs(),
+        )
+
+    # --- what the daemon asks
+
+    def steering_now(self) -> Steering:
+        """What decides where packets go at this moment."""
+        planner = self.rooms.planner
+        if not self.steering:
+            return NOWHERE
+        living = self.rooms.maps.living()
+
+        def group_of(destination: Address) -> int:
+            found = planner.explain_destination(destination)
+            return NO_GROUP if found is None else found.group.id
+
+        return Steering(
+            {group.id: group.members & living for group in planner.groups},
+            {group.id: planner.orders(group.table) for group in planner.groups},
+            group_of,
+        )
+
+    def count(self, steering: Steering) -> None:
+        """Take the census; for a thread, with the steering of the moment."""
+        self.census = take_census(self.rooms.maps, steering, time.monotonic_ns(), self._idle_ns())
+
+    # --- helpers
+
+    def _census(self) -> Census:
+        if self.census.known <= _SMALL:
+            self.count(self.steering_now())
+        return self.census
+
+    def _idle_ns(self) -> int:
+        return int(self.rooms.settings.idle_after * 1e9)
+
+    def _named(self, name: str) -> Path:
+        paths = self.rooms.planner.paths
+        for path in paths:
+            if path.name == name:
+                return path
+        raise UnknownPath(name, tuple(path.name for path in paths))
+
+    def _bfd(self, path: Path) -> BfdInfo | None:
+        session = self.rooms.planner.session_of(path)
+        if session is None:
+            return None
+        remote = session.remote_state
+        return {
+            "state": session.state.name.lower().replace("_", "-"),
+            "remote_state": None if remote is None else remote.name.lower().replace("_", "-"),
+            "detection_time_s": session.detection_time,
+            "diagnostic": session.diagnostic,
+        }
+
+    def _uplinks(self) -> list[UplinkRow]:
+        attached = self.rooms.attached
+        return [
+            {"name": link.name, "ifindex": link.ifindex, "up": link.up, "attach": attached.get(link.ifindex)}
+            for link in self.rooms.planner.uplinks
+        ]
+
+    def _sample(self, path: Path, census: Census, counters: Counters) -> PathSample:
+        return PathSample(
+            name=path.name,
+            interface=path.interface,
+            next_hop=str(path.next_hop),
+            plane=path.plane,
+            state=path.state.value,
+            weight=path.weight,
+            qps=census.by_path.get(path.id, 0),
+            homes=census.by_home.get(path.id, 0),
+            packets_out=int(counters.packets[Hook.STEER, path.id]),
+            bytes_out=int(counters.bytes[Hook.STEER, path.id]),
+            packets_in=int(counters.packets[Hook.OBSERVE, path.id]),
+            bytes_in=int(counters.bytes[Hook.OBSERVE, path.id]),
+            failovers=dict(self.rooms.failovers.get(path.name, {})),
+        )
+
+    async def _table(self, direction: Literal["out", "in"]) -> QpTable:
+        """All QPs of one direction; those that leave with the path of their next packet."""
+        steering = self.steering_now()
+        maps = self.rooms.maps
+        read: Callable[[], Records] = maps.qps if direction == "out" else maps.arrivals
+
+        def table() -> QpTable:
+            pairs = read()
+            if direction == "out":
+                steering.bring_up_to_date(pairs["value"])
+            return QpTable(
+                pairs["key"], pairs["value"], names, time.monotonic_ns(), self._idle_ns(), direction
+            )
+
+        names = {path.id: path.name for path in self.rooms.planner.paths}
+        return await asyncio.to_thread(table)
+
+
+def _verdicts(counters: Counters) -> dict[str, dict[str, int]]:
+    return {
+        hook.name.lower(): {
+            verdict.name.lower(): int(counters.verdicts[hook, verdict]) for verdict in Verdict
+        }
+        for hook in Hook
+    }
+
+
+def _find(table: QpTable, query: ExplainQuery) -> int | None:
+    """Position of the QP that is asked for; the busiest where the VNI is left open and several fit."""
+    wanted = (table.keys["dest_qp"] == query.qp) & (table.keys["dst"] == np.void(pack_address(query.dst)))
+    if query.vni is not None:
+        wanted &= table.keys["vni"] == query.vni
+    positions = busiest(table.values["bytes"], np.flatnonzero(wanted), 1)
+    return int(positions[0]) if len(positions) else None
+
+
+def _unseen(query: ExplainQuery, table: QpTable) -> tuple[QueuePairKey, Address]:
+    """Key and outer destination of a QP without an entry; the host's other QPs tell what the query leaves open.
+
+    Raises:
+        QueryError: nothing tells, or the host is known in several networks.
+    """
+    known = {
+        (int(vni), unpack_address(bytes(destination)))
+        for vni, destination in zip(
+            *(
+                column[table.keys["dst"] == np.void(pack_address(query.dst))]
+                for column in (table.keys["vni"], table.values["destination"])
+            ),
+            strict=True,
+        )
+    }
+    fitting = {
+        (vni, destination)
+        for vni, destination in known
+        if query.vni in (None, vni) and query.via in (None, destination)
+    }
+    if len(fitting) == 1:
+        vni, destination = fitting.pop()
+        return QueuePairKey(vni, query.dst, query.qp), destination
+    if len(fitting) > 1:
+        raise QueryError(f"{query.dst} is known in several networks; say which with --vni and --via")
+    if query.via is not None:
+        if query.vni is None and query.via != query.dst:
+            raise QueryError(f"no QP of {query.dst} has been seen, so its VNI is unknown; give --vni")
+        return QueuePairKey(query.vni or 0, query.dst, query.qp), query.via
+    if not query.vni:
+        return QueuePairKey(0, query.dst, query.qp), query.dst
+    raise QueryError(f"no QP of {query.dst} in VNI {query.vni} has been seen; give its VTEP with --via")
+
+
+def _busiest(table: QpTable, most: int) -> tuple[QpSample, ...]:
+    positions = busiest(table.values["bytes"], np.arange(len(table.values)), most)
+    return tuple(
+        QpSample(
+            vni=row["vni"],
+            src=row["src"],
+            dst=row["dst"],
+            dest_qp=row["dest_qp"],
+            path=row["path"] or "",
+            packets=row["packets"],
+            bytes=row["bytes"],
+        )
+        for row in rows(table, positions)
+    )
