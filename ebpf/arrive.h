@@ -18,9 +18,9 @@ static __always_inline __u32 arriving_path(struct __sk_buff *skb)
 }
 
 /* The ingress hook's work on a RoCEv2 packet. */
-static __always_inline void observe_packet(struct __sk_buff *skb, struct packet *packet)
+static __always_inline void observe_packet(struct __sk_buff *skb, struct packet *packet, struct counters *own)
 {
-	__u32 path = arriving_path(skb), bytes = skb->len;
+	__u32 path = arriving_path(skb);
 	struct qp *qp = arrivals.lookup(&packet->key);
 	enum verdict verdict = VERDICT_OBSERVED;
 
@@ -34,9 +34,9 @@ static __always_inline void observe_packet(struct __sk_buff *skb, struct packet 
 		qp = arrivals.lookup(&packet->key);
 	}
 	if (qp) {
-		qp->packets++;
-		qp->bytes += bytes;
-		qp->last_seen_ns = bpf_ktime_get_coarse_ns();
+		__sync_fetch_and_add(&qp->packets, 1);
+		__sync_fetch_and_add(&qp->bytes, packet->bytes);
+		qp->last_seen_ns = coarse_now(own);
 		if (qp->path != path) {
 			qp->path = path;
 			qp->moves++;
@@ -44,7 +44,7 @@ static __always_inline void observe_packet(struct __sk_buff *skb, struct packet 
 	} else {
 		verdict = VERDICT_MAP_FULL;
 	}
-	count(HOOK_OBSERVE, verdict, path, bytes);
+	count(own, HOOK_OBSERVE, verdict, path, packet->bytes);
 }
 
 #endif /* QPD_ARRIVE_H */

@@ -179,16 +179,17 @@ static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packe
 }
 
 /* The path of a QP that has an entry. */
-static __always_inline void follow_entry(const struct packet *packet, struct qp *qp, __u32 generation, __u32 bytes,
+static __always_inline void follow_entry(const struct packet *packet, struct qp *qp, __u32 generation, __u64 now,
                                          struct decision *decision)
 {
 	__u64 usable;
 
 	if (qp->generation != generation)
 		refresh(packet, qp, generation);
-	qp->packets++;
-	qp->bytes += bytes;
-	qp->last_seen_ns = bpf_ktime_get_coarse_ns();
+	/* Atomic, since two CPUs may serve one QP; on one CPU it costs nothing that can be measured. */
+	__sync_fetch_and_add(&qp->packets, 1);
+	__sync_fetch_and_add(&qp->bytes, packet->bytes);
+	qp->last_seen_ns = now;
 	usable = qp->members & living_paths();
 	decision->path = usable >> (qp->home & (PATHS_MAX - 1)) & 1 ? qp->home : stand_in(qp, usable);
 	decision->source_port = qp->source_port;
@@ -205,10 +206,10 @@ static __always_inline void follow_entry(const struct packet *packet, struct qp 
 }
 
 /* The egress hook's work on a RoCEv2 packet. Gives what the program returns. */
-static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *packet)
+static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *packet, struct counters *own)
 {
 	struct decision decision = {.verdict = VERDICT_OPEN, .path = NO_PATH};
-	__u32 zero = 0, bytes = skb->len;
+	__u32 zero = 0;
 	struct control *control_now = control.lookup(&zero);
 	struct qp *qp = qps.lookup(&packet->key);
 	struct path *path;
@@ -219,7 +220,7 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 	if (!qp)
 		qp = make_entry(skb, packet, control_now, &decision);
 	if (qp)
-		follow_entry(packet, qp, control_now->generation, bytes, &decision);
+		follow_entry(packet, qp, control_now->generation, coarse_now(own), &decision);
 	if (decision.verdict == VERDICT_OPEN || (decision.verdict == VERDICT_MAP_FULL && !packet->tagged)) {
 		path = paths.lookup(&decision.path);
 		if (path)
@@ -227,7 +228,7 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 	} else {
 		decision.path = NO_PATH;
 	}
-	count(HOOK_STEER, decision.verdict, decision.path, bytes);
+	count(own, HOOK_STEER, decision.verdict, decision.path, packet->bytes);
 	return action;
 }
 

@@ -57,7 +57,7 @@ struct qp {
 	__u64 packets;
 	__u64 bytes; /* frame length on this uplink, outer headers included */
 	__u64 first_seen_ns;
-	__u64 last_seen_ns;         /* to a timer tick (bpf_ktime_get_coarse_ns) */
+	__u64 last_seen_ns;         /* to a timer tick or two */
 	__u64 members;              /* cached from the group while `generation` is current */
 	struct address src;         /* inner source address of the first packet */
 	struct address destination; /* outer destination address (the VTEP), or dst again without VXLAN */
@@ -113,6 +113,8 @@ struct path_counters {
 struct counters {
 	__u64 verdicts[HOOKS][VERDICTS];
 	struct path_counters path[HOOKS][PATHS_MAX];
+	__u64 tick;    /* this CPU's clock (count.h): the timer tick … */
+	__u64 tick_ns; /* … at which this was CLOCK_MONOTONIC */
 };
 
 /* `placed` only grows, by the kernel (but for a placement that lost its race and is taken back); `gone` only the daemon writes, when it has seen QPs idle or evicted.

@@ -8,31 +8,34 @@
 /* Egress of an uplink: gives a RoCEv2 packet its QP's path. */
 int steer(struct __sk_buff *skb)
 {
+	struct counters *own = own_counters();
+	enum verdict verdict = VERDICT_SECOND_PASS;
 	struct packet packet;
-	enum verdict verdict;
 
-	if (guard_take(skb)) {
-		count(HOOK_STEER, VERDICT_SECOND_PASS, NO_PATH, 0);
+	if (!own)
 		return PASS;
-	}
-	verdict = parse(skb, &packet);
+	if (!guard_take(skb))
+		verdict = parse(skb, &packet);
 	if (verdict == VERDICT_OPEN)
-		return steer_packet(skb, &packet);
-	count(HOOK_STEER, verdict, NO_PATH, 0);
+		return steer_packet(skb, &packet, own);
+	count(own, HOOK_STEER, verdict, NO_PATH, 0);
 	return PASS;
 }
 
 /* Ingress of an uplink: counts what arrives. */
 int observe(struct __sk_buff *skb)
 {
-	struct packet packet;
+	struct counters *own = own_counters();
 	enum verdict verdict;
+	struct packet packet;
 
 	guard_take(skb); /* a veth carries skb->cb to the other end of its wire */
+	if (!own)
+		return PASS;
 	verdict = parse(skb, &packet);
 	if (verdict == VERDICT_OPEN)
-		observe_packet(skb, &packet);
+		observe_packet(skb, &packet, own);
 	else
-		count(HOOK_OBSERVE, verdict, NO_PATH, 0);
+		count(own, HOOK_OBSERVE, verdict, NO_PATH, 0);
 	return PASS;
 }

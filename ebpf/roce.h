@@ -27,6 +27,7 @@ struct bth {
 struct packet {
 	struct qp_key key;
 	struct address destination; /* of the outermost IP header: what the underlay routes by */
+	__u32 bytes;                /* of the frame */
 	__u32 inner_ip;             /* offset of the innermost IP header */
 	__u32 inner_udp;            /* offset of its UDP header */
 	__u32 vxlan_udp;            /* offset of the UDP header before VXLAN; 0: no VXLAN */
@@ -90,6 +91,7 @@ static __always_inline enum verdict parse_linear(struct __sk_buff *skb, struct p
 	if (verdict != VERDICT_OPEN)
 		return verdict;
 	packet->tagged = tags || skb->vlan_present;
+	packet->bytes = skb->len;
 	packet->vxlan_udp = 0;
 	packet->key.vni = 0;
 	packet->inner_ip = cursor.at - start;

@@ -65,6 +65,8 @@ COUNTERS = np.dtype(
     [
         ("verdicts", "u8", (len(Hook), len(Verdict))),
         ("path", PATH_COUNTERS, (len(Hook), PATHS_MAX)),
+        ("tick", "u8"),
+        ("tick_ns", "u8"),
     ]
 )
 LOAD = np.dtype([("qps", "u8")])
