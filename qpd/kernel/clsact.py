@@ -36,6 +36,8 @@ _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_ID = 6, 7, 8, 11
 _DIRECT_ACTION = 1
 _ALL_PROTOCOLS = socket.htons(0x0003)
 _PRIORITIES = range(1, 17)
+_GONE = {errno.ENODEV, errno.ENOENT, errno.EINVAL}
+"""What the kernel answers where the interface, the filter or the qdisc (EINVAL) is not there."""
 _TIMEOUT = 5.0
 """Seconds for one answer: the kernel answers at once, but for the lock that all of rtnetlink shares."""
 
@@ -123,8 +125,8 @@ def _ensure_qdisc(netlink: _Netlink, pins: Pins, ifindex: int) -> None:
     note = pins.qdisc(ifindex)
     if netlink.make_qdisc(ifindex):
         note.mkdir(parents=True, exist_ok=True)
-    else:
-        # Somebody made it: a note would stem from a deleted interface with the same index.
+    elif not any(_own(netlink, ifindex, hook) for hook in Hook):
+        # Somebody else made it: a note would stem from a deleted interface with the same index.
         _remove_folder(note)
 
 
@@ -168,8 +170,7 @@ class _Netlink:
 
     def delete_qdisc(self, ifindex: int) -> None:
         """Delete clsact and all filters on it."""
-        with contextlib.suppress(FileNotFoundError):
-            self._change(_DELQDISC, 0, _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0))
+        self._remove(_DELQDISC, _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0))
 
     def clsact_interfaces(self) -> set[int]:
         """Interfaces with a clsact qdisc."""
@@ -197,18 +198,24 @@ class _Netlink:
     def delete_filter(self, one: Filter) -> None:
         """Delete a filter; it may be gone."""
         body = _TCMSG.pack(0, one.ifindex, one.handle, one.parent, one.info) + attribute(_TCA_KIND, b"bpf\0")
-        with contextlib.suppress(FileNotFoundError):
-            self._change(_DELTFILTER, 0, body)
+        self._remove(_DELTFILTER, body)
 
     def filters(self, ifindex: int, parent: int) -> list[Filter]:
         """The filters of one parent; none where interface or qdisc are missing."""
         try:
             bodies = list(self._dump(_GETTFILTER, _TCMSG.pack(0, ifindex, 0, parent, 0)))
         except OSError as error:
-            if error.errno in {errno.ENODEV, errno.EINVAL, errno.ENOENT}:
+            if error.errno in _GONE:
                 return []
             raise
         return [_decode_filter(body) for body in bodies]
+
+    def _remove(self, kind: int, body: bytes) -> None:
+        try:
+            self._change(kind, 0, body)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
 
     def _change(self, kind: int, flags: int, body: bytes) -> None:
         for _ in self._exchange(kind, _REQUEST | _ACK | flags, body):
