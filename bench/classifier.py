@@ -17,7 +17,7 @@ from bench.frames import Frame
 from bench.scope import Scope
 from bench.testrun import PASS, REDIRECT, Expectation, Load, TestRun
 from qpd.kernel import sources
-from qpd.model import Address, Hook, Placement, Verdict
+from qpd.model import Hook, Placement, Verdict
 
 OWN_VTEP, VTEP, VTEP6 = ip_address("10.255.0.3"), ip_address("10.255.0.2"), ip_address("fd00::2")
 ROUTED = ip_address("10.20.0.2")
@@ -232,9 +232,11 @@ def _rounds(test: TestRun, rows: list[Row], rounds: int, repeat: int, progress: 
         for one in order:
             if one.row.placement is not None:
                 test.maps.set_placement(one.row.placement)
-            timing = test.measure(
-                one.row.subject, one.row.frame, one.row.load, one.repeat, one.row.expectation
-            )
+            row = one.row
+            try:
+                timing = test.measure(row.subject, row.frame, row.load, one.repeat, row.expectation)
+            except BenchError as error:
+                raise BenchError(f"classifier, row '{row.name}', {error}") from error
             if number:  # the first round warms up
                 one.ns.append(timing.ns)
                 one.kernel_ns.append(timing.kernel_ns)
@@ -270,9 +272,7 @@ def _report(measured: list[Measured]) -> tuple[list[dict[str, Any]], list[Target
             figure = Spread.of(ratios(net[name], net[reference]))
             gross = Spread.of(ratios(one.ns, by_name[reference].ns)).median
             note = f"net of the harness; gross {gross:.2f}"
-            targets.append(
-                Target(f"{name} : {reference}", figure.median, limit, "at most", "x", note)
-            )
+            targets.append(Target(f"{name} : {reference}", figure.median, limit, "at most", "x", note))
     return rows, targets
 
 

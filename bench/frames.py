@@ -48,9 +48,7 @@ def vxlan(vtep: Address, qp: int) -> Frame:
         check = _checksum(pseudo + _udp(KERNEL_PORT, VXLAN, tunnelled)) or 0xFFFF
     octets = _ethernet(_ip(local, vtep, _udp(KERNEL_PORT, VXLAN, tunnelled, check)), vtep)
     port_at = 14 + (20 if vtep.version == 4 else 40)
-    return Frame(
-        octets, qp_at=len(octets) - PAYLOAD - 4 - 8, port_at=port_at, port=KERNEL_PORT, check=check
-    )
+    return Frame(octets, qp_at=len(octets) - PAYLOAD - 4 - 8, port_at=port_at, port=KERNEL_PORT, check=check)
 
 
 def tcp(destination: Address) -> Frame:
@@ -97,7 +95,7 @@ def _ethernet(packet: bytes, destination: Address) -> bytes:
 def _checksum(octets: bytes) -> int:
     """RFC 1071's, of octets whose checksum field is zero."""
     octets += bytes(len(octets) % 2)
-    total = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+    total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

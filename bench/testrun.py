@@ -25,8 +25,9 @@ from bench.compile import PROGRAMS
 from bench.figures import BenchError
 from bench.frames import PEER, SOURCE_MAC, VNI, Frame
 from qpd.core.slots import qp_hash, slot_table, source_port_of
-from qpd.kernel import bpf, layout, loader
+from qpd.kernel import bpf, loader
 from qpd.kernel.maps import Maps
+from qpd.kernel.pins import Pins
 from qpd.kernel.ring import Ring
 from qpd.model import (
     NO_PATH,
@@ -158,7 +159,7 @@ class TestRun:
         draw = self._next_qp if load.draw == "next" else int.from_bytes(os.urandom(4), "little")
         self._set_state(frame, load, draw=draw)
         before, placed = self.maps.counters(), int(self.maps.placed().sum())
-        timing = self._run(load.draw, subject, frame, repeat, expectation.retval)
+        timing, retval = self._run(load.draw, subject, frame, repeat)
         if load.draw == "next":
             self._next_qp = (draw + repeat) & 0xFFFFFF
         counted = self.maps.counters().verdicts.astype(np.int64) - before.verdicts.astype(np.int64)
@@ -169,6 +170,8 @@ class TestRun:
             raise BenchError(
                 f"{subject}: {repeat} runs should count {_verdicts(wanted)}, but counted {_verdicts(counted)}"
             )
+        if retval != expectation.retval:
+            raise BenchError(f"{subject}: returned {retval}, not {expectation.retval}")
         new = int(self.maps.placed().sum()) - placed
         if new != (repeat if expectation.new_qps else 0):
             raise BenchError(
@@ -191,7 +194,7 @@ class TestRun:
         while self.ring.read():
             pass
 
-    def _run(self, draw: str, subject: str, frame: Frame, repeat: int, retval: int | None = None) -> Timing:
+    def _run(self, draw: str, subject: str, frame: Frame, repeat: int) -> tuple[Timing, int]:
         bpf.update(self._programs["bench_subject"], bytes(4), _u32(self._programs[subject]))
         program = self._programs[f"bench_{draw}"]
         runs, missed = self._state()
@@ -203,15 +206,13 @@ class TestRun:
             raise BenchError(f"{subject}: {ran - runs} repetitions ran, not {repeat}")
         if missed_now != missed:
             raise BenchError(f"{subject}: {missed_now - missed} of {repeat} packets found no queue pair")
-        if retval is not None and result.retval != retval:
-            raise BenchError(f"{subject}: returned {result.retval}, not {retval}")
-        return Timing((spent - self._overhead_ns) / repeat, result.duration_ns)
+        return Timing((spent - self._overhead_ns) / repeat, result.duration_ns), result.retval
 
     def _calibrate(self) -> None:
         """What one system call costs, whatever it repeats."""
         frame = Frame(bytes(1100))
         self._set_state(frame, Load())
-        spent = [self._run("same", "bench_empty", frame, 1).ns for _ in range(_CALIBRATIONS)]
+        spent = [self._run("same", "bench_empty", frame, 1)[0].ns for _ in range(_CALIBRATIONS)]
         self._overhead_ns = median(spent)
 
     def _set_state(self, frame: Frame, load: Load, draw: int = 0) -> None:
@@ -251,7 +252,7 @@ def loaded(pin_dir: Path, sources: Path, cache: Path, qps_max: int) -> Iterator[
         yield run
 
 
-def load_classifier(pin_dir: Path, sources: Path, cache: Path, qps_max: int) -> loader.Pins:
+def load_classifier(pin_dir: Path, sources: Path, cache: Path, qps_max: int) -> Pins:
     """Compile, load and pin the classifier. Raises BenchError; the caller removes the pins."""
     spec = loader.Spec(str(pin_dir), qps_max, str(cache), str(sources))
     answer = loader.Result(**json.loads(_child("qpd.kernel.loader", given=json.dumps(asdict(spec)))))
