@@ -244,6 +244,10 @@ class FakeState:
         names = {id_: path.name for id_, path in self.paths_by_id.items()}
         return rows.QpTable(self.keys, self.values, names, self.now_ns, 30 * SECOND)
 
+    def table_rows(self) -> list[QpRow]:
+        """All rows."""
+        return rows.rows(self.table(), np.arange(len(self.keys)))
+
     async def qps(self, wanted: QpFilter) -> AsyncIterator[list[QpRow]]:
         path = None if wanted.path is None else self._id(wanted.path)
         if wanted.direction == "in":

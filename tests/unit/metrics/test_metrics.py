@@ -1,0 +1,179 @@
+"""The metrics: accepted by Prometheus' own checker, documented, absent where not measured."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from qpd.metrics import FAILOVER_CAUSES, METRICS, MetricsSnapshot, document, exposition
+from tests.unit.api.fake_state import FakeState
+
+ROOT = Path(__file__).parents[3]
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+# DESIGN, section 5: others write dashboards against these.
+NAMES = {
+    "qpd_path_up",
+    "qpd_path_packets_total",
+    "qpd_path_bytes_total",
+    "qpd_path_lost_packets_total",
+    "qpd_path_rtt_seconds",
+    "qpd_path_qps",
+    "qpd_failovers_total",
+    "qpd_verdicts_total",
+    "qpd_bfd_session_up",
+    "qpd_qp_packets_total",
+    "qpd_qp_bytes_total",
+    "qpd_qp_lost_packets_total",
+    "qpd_qp_retransmitted_packets_total",
+    "qpd_qp_rtt_seconds",
+    "qpd_qp_series_dropped",
+}
+UNMEASURED = {
+    "qpd_path_lost_packets_total",
+    "qpd_path_rtt_seconds",
+    "qpd_qp_lost_packets_total",
+    "qpd_qp_retransmitted_packets_total",
+    "qpd_qp_rtt_seconds",
+}
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+async def snapshot() -> MetricsSnapshot:
+    state = FakeState(count=500)
+    await state.drain("dc1-spine2", drain=True)
+    return await state.metrics()
+
+
+def samples(snapshot: MetricsSnapshot) -> Samples:
+    body, _ = exposition(snapshot)
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(body.decode())
+        for sample in family.samples
+    }
+
+
+def value(found: Samples, name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
+
+
+def promtool(*arguments: str, text: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool: run 'scripts/setup test' (Debian package prometheus)")
+    return subprocess.run(["promtool", *arguments], input=text, capture_output=True, check=False, timeout=60)
+
+
+def test_the_names_of_the_contract_are_declared() -> None:
+    assert {metric.name for metric in METRICS} >= NAMES
+
+
+def test_prometheus_own_checker_accepts_every_declared_metric(snapshot: MetricsSnapshot) -> None:
+    measured = replace(
+        snapshot,
+        paths=tuple(replace(path, lost=3) for path in snapshot.paths),
+        busiest=tuple(replace(qp, lost=1, retransmitted=2, rtt_seconds=0.001) for qp in snapshot.busiest),
+    )
+    body, _ = exposition(measured)
+    exported = {line.split()[2] for line in body.decode().splitlines() if line.startswith("# TYPE qpd_")}
+    assert exported == {metric.name for metric in METRICS if metric.read is not None}
+    done = promtool("check", "metrics", text=body)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_the_checker_can_refuse(snapshot: MetricsSnapshot) -> None:
+    body, _ = exposition(snapshot)
+    assert promtool("check", "metrics", text=body + b"# TYPE qpd_x counter\nqpd_x 1\n").returncode != 0
+
+
+def test_openmetrics_is_given_to_who_asks_for_it(snapshot: MetricsSnapshot) -> None:
+    body, content_type = exposition(snapshot, OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text")
+    parsed = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+    families = {family.name: family for family in parsed}
+    assert families["qpd_failovers"].type == "counter"
+    assert exposition(snapshot)[1].startswith("text/plain")
+
+
+def test_the_figures_are_those_of_the_snapshot(snapshot: MetricsSnapshot) -> None:
+    found = samples(snapshot)
+    spine1, spine2 = snapshot.paths[0], snapshot.paths[1]
+    assert value(found, "qpd_path_packets_total", path="dc1-spine1", direction="out") == spine1.packets_out
+    assert value(found, "qpd_path_bytes_total", path="dc1-spine1", direction="in") == spine1.bytes_in
+    assert value(found, "qpd_path_up", path="dc1-spine1") == 1
+    assert value(found, "qpd_path_up", path="dc1-spine2") == 0
+    assert value(found, "qpd_path_state", path="dc1-spine2", state="drained") == 1
+    assert value(found, "qpd_path_state", path="dc1-spine2", state="down") == 0
+    assert (spine2.qps, spine2.homes) == (0, 125)
+    assert value(found, "qpd_path_qps", path="dc1-spine2") == 0
+    assert value(found, "qpd_path_homes", path="dc1-spine2") == 125
+    assert value(found, "qpd_failovers_total", path="dc1-spine2", cause="drained") == 1
+    assert value(found, "qpd_verdicts_total", hook="steer", verdict="not_roce") == 812
+    qp = snapshot.busiest[0]
+    labels = {"vni": "10010", "src": qp.src, "dst": qp.dst, "dest_qp": str(qp.dest_qp), "path": qp.path}
+    assert value(found, "qpd_qp_packets_total", **labels) == qp.packets
+
+
+def test_the_busiest_qps_have_series_and_the_others_are_counted(snapshot: MetricsSnapshot) -> None:
+    found = samples(snapshot)
+    series = [labels for name, labels in found if name == "qpd_qp_bytes_total"]
+    assert len(series) == 200
+    assert value(found, "qpd_qp_series_dropped") == 300
+    least = min(amount for (name, _), amount in found.items() if name == "qpd_qp_bytes_total")
+    state = FakeState(count=500)
+    assert sum(int(octets) > least for octets in state.values["bytes"]) == 199
+
+
+def test_what_is_not_measured_is_absent_not_zero(snapshot: MetricsSnapshot) -> None:
+    exported = {name for name, _ in samples(snapshot)}
+    assert not exported & UNMEASURED
+    assert all("absent is not 0" in metric.absent for metric in METRICS if metric.name in UNMEASURED)
+
+
+def test_failovers_of_every_cause_start_at_zero(snapshot: MetricsSnapshot) -> None:
+    found = samples(snapshot)
+    causes = [labels for name, labels in found if name == "qpd_failovers_total"]
+    assert len(causes) == len(snapshot.paths) * len(FAILOVER_CAUSES)
+    assert value(found, "qpd_failovers_total", path="dc1-spine1", cause="bfd-silent") == 0
+
+
+def test_a_node_without_paths_exports_what_it_has() -> None:
+    found = samples(MetricsSnapshot(version="1", node="leaf1", placement="hash"))
+    assert value(found, "qpd_info", node="leaf1", version="1", placement="hash") == 1
+    assert value(found, "qpd_qp_series_dropped") == 0
+    assert not [name for name, _ in found if name.startswith("qpd_path")]
+
+
+def test_names_with_quotes_and_newlines_are_escaped(snapshot: MetricsSnapshot) -> None:
+    odd = replace(snapshot, paths=(replace(snapshot.paths[0], name='spine "1"\n\\'),))
+    assert value(samples(odd), "qpd_path_up", path='spine "1"\n\\') == 1
+
+
+def test_names_follow_the_rules() -> None:
+    for metric in METRICS:
+        assert metric.name.startswith("qpd_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+        assert metric.help.endswith("."), metric.name
+        assert metric.name.endswith("_seconds") == (metric.unit == "seconds"), metric.name
+
+
+def test_the_document_is_current() -> None:
+    assert (ROOT / "docs/metrics.md").read_text() == document(), (
+        "write docs/metrics.md anew: python -m qpd.metrics"
+    )
+
+
+def test_metric_names_are_written_nowhere_else_in_the_code() -> None:
+    names = {metric.name for metric in METRICS}
+    for path in (ROOT / "qpd").rglob("*.py"):
+        if path.name not in ("metrics.py", "settings.py") and "lab" not in path.parts:
+            text = path.read_text()
+            assert not [name for name in names if name in text], path
