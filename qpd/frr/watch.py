@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,16 +103,20 @@ class _Watch:
 
     async def _keep(self, connected: bool) -> None:
         backoff = _BACKOFF_FIRST
-        while True:
+        # Cancellation alone would not do: wait_for() before Python 3.12 can swallow it.
+        while self._deliver is not None:
             if not connected:
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, _BACKOFF_MAX)
                 connected = await self._connect()
                 continue
             backoff = _BACKOFF_FIRST
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval)
-                await asyncio.sleep(_DEBOUNCE)
+            timer = asyncio.get_running_loop().call_later(self._interval, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()
+            await asyncio.sleep(_DEBOUNCE)
             self._wake.clear()
             if self._client.replaced():
                 self._client.close()

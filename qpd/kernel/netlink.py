@@ -285,22 +285,21 @@ class NetlinkSource:
         self._whole |= whole
         self._asked.set()
 
-    def _later(self, delay: float, parts: Part) -> None:
+    def _later(self, delay: float, parts: Part) -> asyncio.TimerHandle:
         def due() -> None:
             self._timers.discard(timer)
             self._want(parts)
 
         timer = asyncio.get_running_loop().call_later(delay, due)
         self._timers.add(timer)
+        return timer
 
     async def _keep(self) -> None:
         """Read again what is asked for, and everything now and then."""
-        due = time.monotonic() + self._reconcile
-        while True:
-            try:
-                await asyncio.wait_for(self._asked.wait(), max(0.0, due - time.monotonic()))
-            except asyncio.TimeoutError:
-                self._wanted = Part.ALL
+        due = self._later(self._reconcile, Part.ALL)
+        # Cancellation alone would not do: wait_for() before Python 3.12 can swallow it.
+        while self._deliver is not None:
+            await self._asked.wait()
             await asyncio.sleep(_COALESCE)
             parts, whole = self._wanted, self._whole
             self._wanted, self._whole = NOTHING, False
@@ -319,7 +318,9 @@ class NetlinkSource:
                 if not waiter.done():
                     waiter.set_result(None)
             if Part.ALL in parts:
-                due = time.monotonic() + self._reconcile
+                due.cancel()
+                self._timers.discard(due)
+                due = self._later(self._reconcile, Part.ALL)
             # While tables keep changing, dumps may use at most half of the time.
             await asyncio.sleep(time.monotonic() - began)
 
@@ -357,7 +358,9 @@ class NetlinkSource:
             # Raised by replaying what came meanwhile.
             stale, self._mirror.stale = self._mirror.stale, NOTHING
             self._want(stale)
-        if Part.ALL in parts and differences and self._primed and not whole:
+        # The kernel tells no one of a neighbour that it begins to look for: no sign that anything was missed.
+        missed = any(not isinstance(event, NeighbourChanged | NeighbourGone) for event in differences)
+        if Part.ALL in parts and missed and self._primed and not whole:
             self.counters.drifts += 1
             whole = True
         if whole:

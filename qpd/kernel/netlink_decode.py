@@ -37,7 +37,7 @@ RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN = 1, 4, 16
 _IFF_UP, _IFF_LOWER_UP = 0x1, 0x10000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_INFO_KIND = 1, 3, 18, 1
 _NDA_DST, _NDA_LLADDR = 1, 2
-_NUD_NONE, _NUD_INCOMPLETE, _NUD_FAILED = 0x00, 0x01, 0x20
+_NUD_NONE, _NUD_INCOMPLETE, _NUD_FAILED, _NUD_NOARP = 0x00, 0x01, 0x20, 0x40
 _NTF_PROXY = 0x08
 _NHA_ID, _NHA_GROUP, _NHA_BLACKHOLE, _NHA_OIF, _NHA_GATEWAY, _NHA_ENCAP, _NHA_FDB = 1, 2, 4, 5, 6, 8, 11
 _NLA_TYPE_MASK = 0x3FFF
@@ -155,7 +155,7 @@ def _neighbour_state(nud: int) -> NeighbourState:
 
 
 def decode_neighbour(body: bytes) -> tuple[NeighbourKey, Neighbour] | None:
-    """RTM_NEWNEIGH or RTM_DELNEIGH; None for bridge FDB, proxy and multicast entries."""
+    """RTM_NEWNEIGH or RTM_DELNEIGH; None for bridge FDB, proxy, multicast and loopback entries."""
     family, ifindex, nud, flags, _ = _NEIGHBOUR.unpack_from(body)
     if family not in (AF_INET, AF_INET6) or flags & _NTF_PROXY:
         return None
@@ -166,7 +166,10 @@ def decode_neighbour(body: bytes) -> tuple[NeighbourKey, Neighbour] | None:
     address = to_address(packed)
     if address.is_multicast:
         return None
-    mac = found.get(_NDA_LLADDR, b"").hex(":")
+    link_address = found.get(_NDA_LLADDR, b"")
+    if nud & _NUD_NOARP and not any(link_address):
+        return None  # loopback and tunnels: made without a word, and no neighbour at all
+    mac = link_address.hex(":")
     return (ifindex, packed), Neighbour(ifindex, address, _neighbour_state(nud), mac)
 
 
@@ -262,7 +265,10 @@ class RouteDecoder:
         return known
 
     def _single(self, family: int, found: dict[int, bytes], flags: int) -> tuple[NextHop, ...]:
-        memo = (flags, b"".join((found[RTA_OIF], found.get(RTA_GATEWAY, b""), found.get(RTA_VIA, b""))))
+        memo = (
+            family << 32 | flags,
+            b"".join((found[RTA_OIF], found.get(RTA_GATEWAY, b""), found.get(RTA_VIA, b""))),
+        )
         if RTA_ENCAP in found:
             return (NextHop(_u32(found[RTA_OIF]), _UNSPECIFIED[family], 1, _alive(flags)),)
         legs = self._legs.get(memo)

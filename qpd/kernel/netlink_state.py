@@ -102,10 +102,11 @@ class Mirror:
         if kind == nl.RTM_DELLINK:
             self.stale |= Part.ROUTES
             return [LinkGone(link.ifindex)] if self.known.links.pop(link.ifindex, None) else []
+        # Also where nothing seems new: the carrier's flag is seen by every reader before the routes have followed it
+        # (linkwatch), and the message that comes after them looks the same as one before.
+        self.stale |= Part.ROUTES
         if before == link:
             return []
-        if before is not None and before.up != link.up:
-            self.stale |= Part.ROUTES
         self.known.links[link.ifindex] = link
         return [LinkChanged(link)]
 
