@@ -62,7 +62,9 @@ static __always_inline int leave_by(struct __sk_buff *skb, const struct packet *
 	enum verdict verdict = VERDICT_REDIRECTED;
 	int action = PASS;
 
-	if (!path->ifindex) { /* a bit without a path: the daemon is about to write one of them */
+	/* A bit without a path: the daemon is about to write one of them. Or a next hop that the kernel would not take for
+	 * this packet, and drop it. */
+	if (!path->ifindex || (path->family == FAMILY_INET && packet->outer_protocol != bpf_htons(ETH_P_IP))) {
 		decision->verdict = VERDICT_NO_LIVING_PATH;
 		decision->path = NO_PATH;
 		return PASS;

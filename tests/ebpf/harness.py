@@ -98,14 +98,14 @@ class Uplink:
     """A path as the tests write it: where its next hop is, and its weight."""
 
     ifindex: int
-    next_hop: str = "198.51.100.1"
+    next_hop: str = "fe80::1"
     sole: bool = True
     weight: int = 1
 
 
 def uplinks(count: int) -> list[Uplink]:
     """``count`` paths, each on an interface of its own; the first on the one that packets leave by."""
-    return [Uplink(OWN_IFINDEX if n == 0 else OTHER_IFINDEX + n, f"198.51.100.{n + 1}") for n in range(count)]
+    return [Uplink(OWN_IFINDEX if n == 0 else OTHER_IFINDEX + n, f"fe80::{n + 1}") for n in range(count)]
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
 
@@ -27,7 +27,7 @@ def homes(classifier: Classifier) -> Counter[int]:
 
 
 def weighted(weights: list[int]) -> list[Uplink]:
-    return [Uplink(1000 + n, f"198.51.100.{n + 1}", weight=weight) for n, weight in enumerate(weights)]
+    return [Uplink(1000 + n, f"fe80::{n + 1}", weight=weight) for n, weight in enumerate(weights)]
 
 
 def test_the_program_hashes_as_the_daemon_does(classifier: Classifier) -> None:
@@ -128,8 +128,6 @@ def test_a_count_of_gone_that_runs_ahead_is_taken_for_an_empty_path(classifier: 
 
 
 def test_groups_share_the_count_of_the_paths_that_they_share(classifier: Classifier) -> None:
-    from ipaddress import ip_network
-
     classifier.fabric(uplinks(4), ["192.0.2.0/24"], placement=Placement.BALANCED)
     classifier.maps.write_group(Group(1, {0: 1, 1: 1}, 0))
     classifier.maps.write_destinations({ip_network("2001:db8::/32"): 1})

@@ -62,6 +62,8 @@ def paths_of(classifier: Classifier, qps: list[Roce] = QPS) -> dict[int, int]:
     ids=lambda roce: roce.sentence,
 )
 def test_way_out(classifier: Classifier, roce: Roce, path: Uplink, verdict: Verdict) -> None:
+    if roce.version == 6:
+        path = replace(path, next_hop="fe80::7")
     classifier.fabric([path])
     packet = roce.build()
     outcome = classifier.steer(packet)
@@ -74,7 +76,7 @@ def test_way_out(classifier: Classifier, roce: Roce, path: Uplink, verdict: Verd
 
 
 def test_a_redirected_packet_passes_the_next_hook_and_is_not_counted_again(classifier: Classifier) -> None:
-    classifier.fabric([Uplink(OTHER_IFINDEX)])
+    classifier.fabric([Uplink(OTHER_IFINDEX, "fe80::1")])
     packet = Roce().build()
     outcome = classifier.steer(packet, cb=(GUARD_MAGIC, OWN_IFINDEX))
     assert (outcome.action, outcome.packet) == (PASS, packet)
@@ -182,6 +184,14 @@ def test_a_living_bit_without_a_path_is_no_way_out(classifier: Classifier) -> No
     assert (outcome.verdicts, outcome.paths) == ({Verdict.NO_LIVING_PATH: 1}, {})
 
 
+def test_an_ipv6_packet_is_not_sent_to_an_ipv4_next_hop(classifier: Classifier) -> None:
+    """The kernel drops what it cannot redirect; no route says so, but qpd never drops."""
+    classifier.fabric([Uplink(OTHER_IFINDEX, "198.51.100.1")])
+    packet = Roce(outer=6).build()
+    outcome = classifier.steer(packet)
+    assert (outcome.action, outcome.packet, outcome.verdicts) == (PASS, packet, {Verdict.NO_LIVING_PATH: 1})
+
+
 # --- Groups ----------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +255,7 @@ def test_a_known_qp_whose_group_went_passes_and_comes_back(classifier: Classifie
 def test_the_outer_source_port_is_the_qp_s_and_the_checksum_stays_right(
     classifier: Classifier, inner: int, outer: int, *, checksum: bool
 ) -> None:
-    classifier.fabric([Uplink(OTHER_IFINDEX)])
+    classifier.fabric([Uplink(OTHER_IFINDEX, "fe80::1")])
     for qp in range(32):
         roce = Roce(inner=inner, outer=outer, dest_qp=qp, outer_checksum=checksum)
         packet = roce.build()
@@ -261,7 +271,7 @@ def test_the_outer_source_port_is_the_qp_s_and_the_checksum_stays_right(
 
 def test_the_checksum_is_never_written_as_none(classifier: Classifier) -> None:
     """A sum that comes out as 0 is sent as 0xffff (RFC 768): 0 would say that there is none."""
-    classifier.fabric([Uplink(OTHER_IFINDEX)])
+    classifier.fabric([Uplink(OTHER_IFINDEX, "fe80::1")])
     roce = Roce(outer=6, outer_checksum=True)
     port = source_port_of(qp_hash(roce.key))
     wanted = packets.with_zero_sum_at(roce, port)
@@ -273,7 +283,7 @@ def test_the_checksum_is_never_written_as_none(classifier: Classifier) -> None:
 @pytest.mark.parametrize("outer", [4, 6])
 def test_a_checksum_that_the_device_will_finish_is_left_to_it(classifier: Classifier, outer: int) -> None:
     """CHECKSUM_PARTIAL: the field holds the pseudo header's sum, and the device adds the rest, with the new port."""
-    classifier.fabric([Uplink(OTHER_IFINDEX)])
+    classifier.fabric([Uplink(OTHER_IFINDEX, "fe80::1")])
     roce = Roce(outer=outer, outer_checksum=True)
     packet = packets.with_pseudo_sum(roce.build(), version=outer)
     out = classifier.steer(packet).packet
@@ -282,7 +292,7 @@ def test_a_checksum_that_the_device_will_finish_is_left_to_it(classifier: Classi
 
 
 def test_a_port_that_is_right_already_is_left(classifier: Classifier) -> None:
-    classifier.fabric([Uplink(OTHER_IFINDEX)])
+    classifier.fabric([Uplink(OTHER_IFINDEX, "fe80::1")])
     roce = Roce(outer=6, outer_checksum=True)
     packet = replace(roce, source_port=source_port_of(qp_hash(roce.key))).build()
     assert classifier.steer(packet).packet == packet
@@ -290,7 +300,7 @@ def test_a_port_that_is_right_already_is_left(classifier: Classifier) -> None:
 
 @pytest.mark.parametrize("inner", [4, 6])
 def test_a_plain_roce_packet_is_never_altered(classifier: Classifier, inner: int) -> None:
-    classifier.fabric([Uplink(OTHER_IFINDEX)])
+    classifier.fabric([Uplink(OTHER_IFINDEX, "fe80::1")])
     for qp in range(32):
         packet = Roce(vni=None, inner=inner, dest_qp=qp).build()
         outcome = classifier.steer(packet)
