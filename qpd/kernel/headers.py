@@ -75,6 +75,13 @@ def find(cache: Path, system: System | None = None) -> Path:
     )
 
 
+def forget(cache: Path) -> None:
+    """Remove what ``find`` put below ``cache``."""
+    for pattern in ("headers-*", "kheaders-*", ".making-*"):
+        for tree in cache.glob(pattern):
+            shutil.rmtree(tree, ignore_errors=True)
+
+
 def _candidates(cache: Path, system: System) -> Iterator[list[Path]]:
     """Sets of folders that together may be a tree, the best first."""
     modules = system.root / "lib/modules" / system.release

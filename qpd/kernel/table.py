@@ -169,7 +169,11 @@ class Table:
             done += deleted if deleted == len(some) else deleted + 1
 
     def _walk(self, chunk: int) -> Iterator[tuple[Records, Records]]:
-        """The scan without batches, for map types and kernels that lack them."""
+        """The scan without batches, for map types and kernels that lack them.
+
+        Where the key at hand is deleted meanwhile, the kernel starts again from the first: for maps that only this
+        daemon writes (hash maps, which the classifier writes, have batches since Linux 5.6).
+        """
         keys, values = np.empty(chunk, self.layout.key), np.empty(chunk, self.layout.value)
         filled = 0
         key = bpf.get_next_key(self.fd, None, self.layout.key.itemsize)

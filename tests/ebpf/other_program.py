@@ -12,7 +12,8 @@ from qpd.kernel import bpf
 TC_ACT_UNSPEC, TC_ACT_OK = -1, 0
 
 
-def _instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> int:
+def instruction(code: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> int:
+    """One instruction of struct bpf_insn, as a 64-bit word."""
     return int.from_bytes(struct.pack("=BBhi", code, src << 4 | dst, offset, immediate), "little")
 
 
@@ -26,17 +27,17 @@ class OtherProgram:
         self._map = bpf.map_create(bpf.MapType.ARRAY, 4, 8, 1, name="other")
         self.fd = bpf.prog_load(
             [
-                _instruction(0x62, dst=10, offset=-4),  # key = 0
-                _instruction(0xBF, dst=2, src=10),
-                _instruction(0x07, dst=2, immediate=-4),
-                _instruction(0x18, dst=1, src=1, immediate=self._map),
+                instruction(0x62, dst=10, offset=-4),  # key = 0
+                instruction(0xBF, dst=2, src=10),
+                instruction(0x07, dst=2, immediate=-4),
+                instruction(0x18, dst=1, src=1, immediate=self._map),
                 0,
-                _instruction(0x85, immediate=1),  # bpf_map_lookup_elem
-                _instruction(0x15, offset=2),
-                _instruction(0xB7, dst=1, immediate=1),
-                _instruction(0xDB, dst=0, src=1),  # *value += 1, atomically
-                _instruction(0xB7, immediate=self.verdict),
-                _instruction(0x95),
+                instruction(0x85, immediate=1),  # bpf_map_lookup_elem
+                instruction(0x15, offset=2),
+                instruction(0xB7, dst=1, immediate=1),
+                instruction(0xDB, dst=0, src=1),  # *value += 1, atomically
+                instruction(0xB7, immediate=self.verdict),
+                instruction(0x95),
             ],
             name="other",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -172,6 +173,22 @@ def test_a_scan_of_100_000_qps_stays_within_the_daemons_memory(maps: Maps, direc
     assert (active, qps) == (100_000, 100_000)
     assert counted - before < 4_000, "counting needs a chunk or two, not the whole (kB)"
     assert whole < 80_000, "the whole daemon's allowance (kB)"
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, 524])
+def test_without_batches_the_same_comes_out(maps: Maps, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, "not supported")
+
+    for name in ("lookup_batch", "update_batch", "delete_batch"):
+        monkeypatch.setattr(bpf, name, refuse)
+    groups = {ip_network(f"10.{n}.0.0/16"): n for n in range(100)}
+    maps.write_destinations(groups)
+    assert maps.destinations() == groups
+    maps.erase_destinations([*list(groups)[:99], ip_network("172.16.0.0/12")])
+    assert maps.destinations() == {ip_network("10.99.0.0/16"): 99}
+    fill(maps, 5000)
+    assert sorted(maps.qps()["key"]["dest_qp"]) == list(range(5000))
 
 
 # --- writing and reading back

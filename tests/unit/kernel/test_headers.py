@@ -152,6 +152,17 @@ def test_a_merged_tree_is_made_once(system: System, sources: Path, tmp_path: Pat
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.name]
 
 
+def test_the_cache_is_forgotten_and_nothing_else(system: System, sources: Path, tmp_path: Path) -> None:
+    flavour(sources / "linux-headers-6.1.0-56-amd64")
+    common(sources / "linux-headers-6.1.0-56-common")
+    tree = headers.find(tmp_path / "cache", system)
+    touch(tmp_path / "cache", "qpd.sock")
+    headers.forget(tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["qpd.sock"]
+    assert (sources / "linux-headers-6.1.0-56-common/include/linux/kconfig.h").is_file()
+    assert not tree.exists()
+
+
 def test_a_broken_merged_tree_is_made_again(system: System, sources: Path, tmp_path: Path) -> None:
     flavour(sources / "linux-headers-6.1.0-56-amd64")
     common(sources / "linux-headers-6.1.0-56-common")
