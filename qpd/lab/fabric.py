@@ -23,6 +23,9 @@ from qpd.lab.topology import Link, Role, Topology
 Progress = Callable[[str], None]
 """Called with one line for each step of a long operation."""
 
+DEFAULT_BFD = (100, 3)
+"""Milliseconds and multiplier of the profile that all links have from frr.conf."""
+
 _HASH_SEED = "net.ipv4.fib_multipath_hash_seed"
 
 # Interfaces get their link-local addresses without the second of duplicate address detection: a wire has two ends.
@@ -75,6 +78,8 @@ class Fabric:
             for node in topology.routers
         }
         self._confs: dict[str, frrconf.FrrConf] = {}
+        self._hurt: set[Link] = set()
+        self._timers: set[Link] = set()
 
     @classmethod
     def load(cls, path: Path | str, name: str | None = None, seed: int = 0) -> Fabric:
@@ -399,6 +404,7 @@ class Fabric:
     def cut(self, link: Link, side: str | None = None) -> None:
         """Set a link down at one node (by default the first of the file); both ends lose carrier."""
         end = link.end(side) if side else link.a
+        self._hurt.add(link)
         self.exec(end.node, "ip", "link", "set", end.interface, "down")
 
     def heal(self, link: Link) -> None:
@@ -407,6 +413,7 @@ class Fabric:
             with rtnetlink.Socket(self.namespace(end.node)) as netlink:
                 netlink.set_xdp(end.interface, -1)
             self.exec(end.node, "ip", "link", "set", end.interface, "up")
+        self._hurt.discard(link)
 
     def lose(self, link: Link, towards: str | None = None, probability: float = 1.0) -> None:
         """Lose packets on the wire with carrier up: both ways, or only those that go towards one node.
@@ -414,6 +421,7 @@ class Fabric:
         What is lost is never seen by packet taps or tc programs of the receiving end.
         """
         ends = [link.end(towards)] if towards else list(link.ends)
+        self._hurt.add(link)
         program = bpf.load_lossy(probability)
         try:
             for end in ends:
@@ -421,6 +429,17 @@ class Fabric:
                     netlink.set_xdp(end.interface, program)
         finally:
             os.close(program)
+
+    def restore(self) -> None:
+        """Undo what this object did after `up`: heal links, put BFD timers back, end qpd and remove its traces."""
+        for link in list(self._hurt):
+            self.heal(link)
+        for link in list(self._timers):
+            self.set_bfd(link, *DEFAULT_BFD)
+            self._timers.discard(link)
+        for node in self.frr:
+            if self.sidecar(node).config.exists():
+                self.stop_qpd(node, detach=True)
 
     @contextmanager
     def fault(self, link: Link, **how: Any) -> Iterator[None]:
@@ -435,6 +454,7 @@ class Fabric:
 
     def set_bfd(self, link: Link, interval_ms: int, multiplier: int) -> None:
         """Change the BFD timers of a link at both ends, at run time; they come into force by a poll sequence."""
+        self._timers.add(link)
         profile = f"{interval_ms}x{multiplier}"
         for end in link.ends:
             neighbor = self.conf(end.node).neighbor_on(end.interface)

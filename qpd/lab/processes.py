@@ -82,12 +82,19 @@ def _wait(identities: Sequence[Identity], patience: float) -> None:
                 waiting.discard(descriptor)
 
 
+# Children of this very process, whatever record they are in: they must be waited for when they have ended.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def _reap() -> None:
+    _children[:] = [child for child in _children if child.poll() is None]
+
+
 class Records:
     """The records of one lab's processes: a directory with a file each, written before the process is started."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(
         self, name: str, command: Sequence[str], log: Path, env: dict[str, str] | None = None
@@ -105,7 +112,7 @@ class Records:
                 start_new_session=True,
                 env=env,
             )
-        self._children[name] = child
+        _children.append(child)
         # A child that has ended already keeps its pid until it is waited for, so this reads the right one.
         identity = Identity.of(child.pid) or Identity(child.pid, 0)
         record = asdict(identity) | {"command": list(command)}
@@ -116,7 +123,7 @@ class Records:
 
     def find(self, name: str) -> Identity | None:
         """The recorded process of this name, None where there is no record or it has ended."""
-        self._reap()
+        _reap()
         try:
             record = json.loads((self.directory / f"{name}.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -134,11 +141,6 @@ class Records:
         """End the processes of these names (all, where none is given) and forget them."""
         chosen = names or tuple(self.names())
         end([identity for name in chosen if (identity := self.find(name)) is not None], grace)
-        self._reap()
+        _reap()
         for name in chosen:
             (self.directory / f"{name}.json").unlink(missing_ok=True)
-
-    def _reap(self) -> None:
-        for name, child in list(self._children.items()):
-            if child.poll() is not None:
-                del self._children[name]
