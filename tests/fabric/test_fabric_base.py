@@ -25,7 +25,7 @@ from qpd.lab import bpf, namespaces
 from qpd.lab.counters import Sampler
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import DEFAULT_BFD, Fabric
-from qpd.lab.topology import Link
+from qpd.lab.topology import Endpoint, Link
 from qpd.lab.traffic import Flow, Traffic, run
 from qpd.lab.wire import Capture
 
@@ -391,17 +391,17 @@ async def _poll(question: Callable[[], bool], deadline: float = 30.0) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _busiest(sampler: Sampler):
+async def _busiest(sampler: Sampler) -> Endpoint:
     await _poll(lambda: max(sampler.series.totals().values()) > 200)
     totals = sampler.series.totals()
     return max(totals, key=lambda end: totals[end])
 
 
-async def _carries(sampler: Sampler, endpoint: object) -> None:
+async def _carries(sampler: Sampler, endpoint: Endpoint) -> None:
     def rate() -> bool:
-        found = next(end for end in sampler.series.endpoints if end == endpoint)
         return (
-            len(sampler.series.times_ns) > 3 and sampler.series.rates(found, "tx_packets")[-2:].min() > 1000
+            len(sampler.series.times_ns) > 3
+            and sampler.series.rates(endpoint, "tx_packets")[-2:].min() > 1000
         )
 
     await _poll(rate)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
+import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +14,7 @@ from qpd.lab.receiver import _RECORD, Arrivals, Tracker
 MODULUS = 1 << 24
 
 
-def records(rows: list[tuple[int, int, int, int]]):
+def records(rows: list[tuple[int, int, int, int]]) -> npt.NDArray[np.void]:
     return np.array(rows, dtype=_RECORD)
 
 
@@ -27,7 +30,7 @@ def test_missing_duplicates_and_order(first: int, offsets: list[int], cuts: list
     rows = [(5, (first + offset) % MODULUS, 1000 * (i + 1), 100) for i, offset in enumerate(offsets)]
     tracker = Tracker()
     edges = [0, *sorted(min(cut, len(rows)) for cut in cuts), len(rows)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         tracker.add(records(rows[begin:end]))
     known = tracker.finish()[5]
     assert known.packets == len(offsets)
@@ -47,7 +50,7 @@ def test_the_longest_gap_and_when_it_began(steps: list[int], cut: int) -> None:
     tracker.add(records(rows[:cut]))
     tracker.add(records(rows[cut:]))
     known = tracker.finish()[1]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     assert known.gap_ns == max(gaps)
     assert known.gap_begin_ns == times[gaps.index(max(gaps))]
     assert (known.first_ns, known.last_ns) == (times[0], times[-1])

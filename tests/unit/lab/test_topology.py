@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qpd.lab.errors import LabError
-from qpd.lab.topology import Endpoint, Role, parse
+from qpd.lab.topology import Endpoint, Role, Topology, parse
 
 HERE = Path("/labs/small.clab.yml")
 
@@ -38,7 +38,7 @@ topology:
 """
 
 
-def small(text: str = SMALL):
+def small(text: str = SMALL) -> Topology:
     return parse(text, HERE, {})
 
 
