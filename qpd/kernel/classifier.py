@@ -96,12 +96,18 @@ class Classifier:
         return self._attacher.mode
 
     def open_maps(self) -> Maps:
-        """The pinned maps, for the caller to close."""
-        return Maps(self.pins.directory)
+        """The pinned maps, for the caller to close. Raises ClassifierError."""
+        try:
+            return Maps(self.pins.directory)
+        except (OSError, LayoutMismatchError) as error:
+            raise ClassifierError(f"cannot open the pinned maps: {error}") from error
 
     def open_ring(self) -> Ring:
-        """The pinned ring of events, for the caller to close."""
-        return Ring(self.pins.map("events"))
+        """The pinned ring of events, for the caller to close. Raises ClassifierError."""
+        try:
+            return Ring(self.pins.map("events"))
+        except (OSError, LayoutMismatchError) as error:
+            raise ClassifierError(f"cannot open the pinned ring of events: {error}") from error
 
     def program(self, hook: Hook) -> int:
         """A program's file descriptor, open until ``close``."""
