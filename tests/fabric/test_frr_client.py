@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from typing import TypeVar
 
 import pytest
+import uvloop
 
 from qpd.frr.vty import VtyClient
 from qpd.frr.watch import FrrSource
@@ -180,6 +181,35 @@ async def test_a_bfdd_that_hangs_is_lost_until_it_answers(pair: FrrPair, west: W
         os.kill(pid, signal.SIGCONT)
     await west.until("told of the return", lambda: west.last(FrrBack) == FrrBack("bfdd"))
     await west.until("both up", lambda: west.state("n0") is west.state("n1") is BfdState.UP)
+
+
+def test_the_same_on_the_loop_of_the_daemon(pair: FrrPair) -> None:
+    """On uvloop, which has transports of its own: names, a log line, a killed daemon and its return."""
+
+    async def story() -> None:
+        watcher = Watcher(pair, cross_check=0.2)
+        await watcher.source.start(watcher.told.extend)
+        await watcher.until("both up", lambda: watcher.state("n0") is watcher.state("n1") is BfdState.UP)
+        await watcher.until("a name", lambda: PEER in watcher.names())
+        await watcher.source.stop()
+        watcher = Watcher(pair, cross_check=3600)
+        await watcher.source.start(watcher.told.extend)
+        shell = VtyClient(pair.sockets("west") / "bfdd.vty")
+        await shell.connect()
+        await shell.command("debug bfd peer")
+        pair.ip("east", "link", "set", "n0", "down")
+        try:
+            await watcher.until("n0 down", lambda: watcher.state("n0") is BfdState.DOWN)
+        finally:
+            pair.ip("east", "link", "set", "n0", "up")
+        shell.close()
+        pair.kill("west", "bfdd")
+        await watcher.until("lost", lambda: watcher.last(FrrLost))
+        pair.start("west", "bfdd")
+        await watcher.until("back", lambda: watcher.last(FrrBack))
+        await watcher.source.stop()
+
+    uvloop.run(story())
 
 
 async def test_zebra_gone_is_told(pair: FrrPair, west: Watcher) -> None:
