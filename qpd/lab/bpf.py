@@ -13,9 +13,10 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 # bpf(2) commands and types, from linux/bpf.h.
-_PROG_LOAD, _PROG_ATTACH = 5, 8
+_PROG_LOAD, _OBJ_PIN, _PROG_ATTACH = 5, 6, 8
 _PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP = 3, 6
 _TCX_INGRESS = 46
 _F_BEFORE = 1 << 3
@@ -106,6 +107,12 @@ def load_forget_hash() -> int:
 def load_lossy(probability: float) -> int:
     """The program that loses packets."""
     return load(_PROG_TYPE_XDP, lossy_code(probability), "lossy")
+
+
+def pin(program: int, path: Path) -> None:
+    """Give a program a name in bpffs."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    _bpf(_OBJ_PIN, struct.pack("<QII", ctypes.addressof(name), program, 0))
 
 
 def attach_forget_hash(program: int, interfaces: Sequence[str]) -> bool:

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qpd.lab import bpf, frr, frrconf, namespaces, rtnetlink, sidecar, topology
+from qpd.lab import bpf, frr, frrconf, namespaces, rtnetlink, sidecar, topology, wires
 from qpd.lab.errors import LabError
 from qpd.lab.state import State
 from qpd.lab.topology import Link, Role, Topology
@@ -172,15 +171,16 @@ class Fabric:
         self._run_exec(progress)
         progress(f"FRR on {len(nodes.routers)} routers")
         self.start_frr(limit)
-        progress("BGP, EVPN and BFD converge")
-        self.wait_converged(limit - time.monotonic())
-        if qpd:
-            sidecars = [node.shares for node in nodes.of_role(Role.QPD) if node.shares is not None]
+        sidecars = [node.shares for node in nodes.of_role(Role.QPD) if node.shares is not None] if qpd else []
+        if sidecars:
+            # They compile their classifiers while BGP waits for its timers.
             progress(f"qpd on {len(sidecars)} leaves")
             for node in sidecars:
                 self.start_qpd(node, wait=False)
-            for node in sidecars:
-                self.wait_qpd(node, limit - time.monotonic())
+        progress("BGP, EVPN and BFD converge")
+        self.wait_converged(limit - time.monotonic())
+        for node in sidecars:
+            self.wait_qpd(node, limit - time.monotonic())
 
     def check_free(self) -> None:
         """Raise LabError where this machine cannot have the lab, or something of its names is there already."""
@@ -232,15 +232,13 @@ class Fabric:
             )
 
     def _make_wires(self) -> None:
-        program = bpf.load_forget_hash()
-        try:
-            for node in self.topology.routers:
-                interfaces = [link.end(node.name).interface for link in self.topology.uplinks(node.name)]
-                namespaces.inside(
-                    self.namespace(node.name), partial(bpf.attach_forget_hash, program, interfaces)
-                )
-        finally:
-            os.close(program)
+        interfaces = {
+            self.namespace(node.name): [
+                link.end(node.name).interface for link in self.topology.uplinks(node.name)
+            ]
+            for node in self.topology.routers
+        }
+        wires.make(interfaces, self.state.pins)
 
     def _run_exec(self, progress: Progress) -> None:
         def run_all(node: topology.Node) -> list[str]:

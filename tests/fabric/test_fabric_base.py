@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from qpd.lab import bpf, namespaces
+from qpd.lab import bpf, namespaces, wires
 from qpd.lab.counters import Sampler
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import DEFAULT_BFD, Fabric
@@ -271,6 +271,23 @@ def test_wires_forget_the_packet_hash(fabric: Fabric) -> None:
     for one in fabric.topology.fabric_links:
         for end in one.ends:
             assert tcx_programs(fabric.namespace(end.node), end.interface) == 1
+
+
+def test_wires_forget_the_packet_hash_without_tcx_too(two_dc: Fabric) -> None:
+    """Kernels before 6.6: clsact filters, which here come on top of TCX and go again."""
+    namespace, pins = two_dc.namespace("dc1-leaf1"), two_dc.state.pins
+    program = bpf.load_forget_hash()
+    try:
+        wires.attach_clsact(program, namespace, ["eth1", "eth2"], pins)
+        for interface in ("eth1", "eth2"):
+            shown = two_dc.exec("dc1-leaf1", "tc", "filter", "show", "dev", interface, "ingress").stdout
+            assert shown.count("name forget_hash") == 1
+        assert not list(pins.glob("forget_hash"))
+        assert ping(two_dc, "dc1-host1", two_dc.address("dc2-host1")), "what is forgotten is not lost"
+    finally:
+        os.close(program)
+        for interface in ("eth1", "eth2"):
+            two_dc.exec("dc1-leaf1", "tc", "qdisc", "del", "dev", interface, "clsact", check=False)
 
 
 # --- faults
