@@ -177,6 +177,23 @@ class Planner:
         return self._overrides.written
 
     @property
+    def uplinks(self) -> tuple[Link, ...]:
+        """The interfaces that carry the classifier, by index."""
+        return tuple(self._links[ifindex] for ifindex in sorted(self._uplinks) if ifindex in self._links)
+
+    @property
+    def drained(self) -> frozenset[NextHopKey]:
+        """The paths that the operator has taken out of service."""
+        return frozenset(record.key for record in self._registry if record.drained)
+
+    def orders(self, table: int) -> npt.NDArray[np.uint8]:
+        """A slot table: uint8[4096, 64]; KeyError where there is none of this number."""
+        orders = self._book.orders(table)
+        if orders is None:
+            raise KeyError(table)
+        return orders
+
+    @property
     def deadline(self) -> float | None:
         """When a ``Tick`` is wanted; None: nothing waits."""
         if not self._ready:
@@ -504,7 +521,7 @@ class Planner:
                 self._bfd.assume_seen(record)
             record.health.judge(self._failure(record), now)
             unseen = self._neighbour_failed(record) or self._bfd_reason(record) is not Reason.NONE
-            if unseen or record.health.serving:
+            if record.health.hold_until is None:
                 record.fib_dead = unseen
             state, reason = self._state(record)
             if (state, reason) != (record.state, record.reason):
