@@ -9,7 +9,8 @@ if ! ip link add tenant type vrf table 1000 2>/dev/null; then
     exit 0
 fi
 ip link set tenant up
-vtep=$(ip -4 -o address show dev lo scope global | awk '{sub("/.*", "", $4); print $4; exit}')
+# The loopback may have its address from FRR only later; the L2VNI's device (vtep.sh) has it already.
+vtep=$(ip -o -d link show vxlan100 | sed -n 's/.* local \([0-9.]*\) .*/\1/p')
 ip link add br1000 type bridge stp_state 0
 ip link set br1000 master tenant addrgenmode none
 # Without "local" the kernel would choose an uplink's address as the tunnel's source.
