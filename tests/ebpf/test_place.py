@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import struct
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -12,10 +19,9 @@ import numpy as np
 import pytest
 
 from qpd.core.slots import place, qp_hash, slot_of
-from qpd.kernel import bpf, layout
+from qpd.kernel import bpf, layout, sources
 from qpd.model import PATHS_MAX, Group, Hook, Placement, QueuePairKey
-from tests.ebpf import packets
-from tests.ebpf.harness import Classifier, Uplink, orders_of, uplinks
+from tests.ebpf.harness import Classifier, Uplink, loaded, orders_of, uplinks
 from tests.ebpf.packets import Roce
 
 pytestmark = pytest.mark.root
@@ -139,49 +145,108 @@ def test_groups_share_the_count_of_the_paths_that_they_share(classifier: Classif
     assert homes(classifier) == {0: 10, 1: 10, 2: 10, 3: 10}
 
 
-def test_two_cpus_that_place_at_once_fill_no_place_twice(classifier: Classifier) -> None:
-    """Two threads send new QPs through the program at the same time; all of them fit exactly."""
-    classifier.fabric(uplinks(4), placement=Placement.BALANCED)
-    program, qps = classifier.programs[Hook.STEER], 800
+# --- Two CPUs --------------------------------------------------------------------------------------------------------
+
+QPS = 20_000
+ROUNDS = 300
+STEER = "return steer_packet(skb, &packet, own);"
+NUMBERED = f"packet.key.dest_qp = skb->mark + own->verdicts[HOOK_OBSERVE][VERDICT_BFD]++ % {QPS};"
+"""Each run takes the packet for the next QP's, so that one call places thousands. Each CPU counts for itself."""
+GATE = "BPF_ARRAY(gate, __u64, 2);\n"
+GATED = """
+	__u32 mine = skb->mark & 1, others = !mine;
+	__u64 *here = gate.lookup(&mine), *there = gate.lookup(&others);
+
+	if (!here || !there)
+		return PASS;
+	__sync_fetch_and_add(here, 1);
+	#pragma clang loop unroll(disable)
+	for (int i = 0; i < 4000 && *(volatile __u64 *)there < *here; i++)
+		bpf_ktime_get_ns();
+	packet.key.dest_qp = skb->mark;
+"""
+"""The run waits for the other CPU's to come as far, so that both place their QP in the same moment."""
+
+
+@pytest.fixture(scope="module")
+def racing(headers_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]:
+    with _with_lines(NUMBERED, "", headers_cache, tmp_path_factory.mktemp("numbered")) as classifier:
+        yield classifier
+
+
+@pytest.fixture(scope="module")
+def gated(headers_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]:
+    with _with_lines(GATED, GATE, headers_cache, tmp_path_factory.mktemp("gated")) as classifier:
+        yield classifier
+
+
+@contextmanager
+def _with_lines(lines: str, head: str, cache: Path, folder: Path) -> Iterator[Classifier]:
+    """The classifier with these lines between parser and steering."""
+    shutil.copytree(sources.directory(), folder, dirs_exist_ok=True)
+    main = folder / "qpd.c"
+    text = main.read_text()
+    assert text.count(STEER) == 1
+    main.write_text(head + text.replace(STEER, f"{{ {lines} {STEER} }}"))
+    with loaded(folder.name, cache=cache, qps_max=65536, folder=folder) as classifier:
+        yield classifier
+
+
+def on_two_cpus(function: Callable[[int], None]) -> None:
+    """Run it with 0 and with 1, each in a thread on a CPU of its own."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+
+    def on(number: int) -> None:
+        os.sched_setaffinity(0, {cpus[number]})
+        function(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(on, number) for number in (0, 1)]:
+            done.result()
+
+
+def run_marked(classifier: Classifier, mark: int, repeat: int = 1) -> None:
+    context = bytearray(192)
+    struct.pack_into("=I", context, 8, mark)
+    bpf.prog_test_run(classifier.programs[Hook.STEER], Roce().build(), repeat=repeat, ctx_in=bytes(context))
+
+
+def test_two_cpus_place_many_qps_exactly(racing: Classifier) -> None:
+    racing.reset()
+    racing.fabric(uplinks(4), placement=Placement.BALANCED)
+    on_two_cpus(lambda number: run_marked(racing, number * QPS, QPS))
+    assert homes(racing) == dict.fromkeys(range(4), 2 * QPS // 4)
+    assert racing.maps.placed()[:4].tolist() == [2 * QPS // 4] * 4
+
+
+def test_two_cpus_that_place_at_once_do_not_fill_one_place_twice(gated: Classifier) -> None:
+    """Two QPs at the same moment on two empty paths: always one each."""
+    gated.reset()
+    gated.fabric(uplinks(2), placement=Placement.BALANCED)
     barrier = threading.Barrier(2)
+    empty = np.zeros(PATHS_MAX, layout.LOAD)
+    wrong = []
 
-    def send(first: int) -> None:
-        packet = bytearray(Roce().build())
-        qp_at = len(packet) - len(packets.PAYLOAD) - 4 - 7
-        barrier.wait()
-        for qp in range(first, first + qps):
-            packet[qp_at : qp_at + 3] = qp.to_bytes(3, "big")
-            bpf.prog_test_run(program, bytes(packet))
-
-    threads = [threading.Thread(target=send, args=(first,)) for first in (0, qps)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert homes(classifier) == dict.fromkeys(range(4), 2 * qps // 4)
-    assert classifier.maps.placed()[:4].tolist() == [2 * qps // 4] * 4
-
-
-def test_two_cpus_that_see_one_new_qp_place_it_once(classifier: Classifier) -> None:
-    classifier.fabric(uplinks(4), placement=Placement.BALANCED)
-    program, qps = classifier.programs[Hook.STEER], 800
-    barrier = threading.Barrier(2)
-
-    def send() -> None:
-        packet = bytearray(Roce().build())
-        qp_at = len(packet) - len(packets.PAYLOAD) - 4 - 7
-        for qp in range(qps):
-            packet[qp_at : qp_at + 3] = qp.to_bytes(3, "big")
+    def rounds(number: int) -> None:
+        for turn in range(ROUNDS):
             barrier.wait()
-            bpf.prog_test_run(program, bytes(packet))
+            run_marked(gated, 2 * turn + number)
+            barrier.wait()
+            if number == 0:
+                if (counts := gated.maps.placed()[:2].tolist()) != [1, 1]:
+                    wrong.append((turn, counts))
+                gated.maps._tables["placed"].write(np.arange(PATHS_MAX, dtype=layout.INDEX), empty)
 
-    threads = [threading.Thread(target=send) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(classifier.maps.qps()) == qps
-    assert homes(classifier) == Counter(
-        {path: int(count) for path, count in enumerate(classifier.maps.placed()) if count}
-    )
-    assert sum(homes(classifier).values()) == qps
+    on_two_cpus(rounds)
+    assert wrong == []
+
+
+def test_two_cpus_that_see_the_same_new_qps_place_each_once(racing: Classifier) -> None:
+    racing.reset()
+    racing.fabric(uplinks(4), placement=Placement.BALANCED)
+    on_two_cpus(lambda _: run_marked(racing, 0, QPS))
+    assert sum(homes(racing).values()) == QPS
+    assert [homes(racing)[path] for path in range(4)] == racing.maps.placed()[:4].tolist()
+    assert int(racing.maps.qps()["value"]["packets"].sum()) == 2 * QPS
