@@ -105,25 +105,32 @@ class _Watch:
         backoff = _BACKOFF_FIRST
         # Cancellation alone would not do: wait_for() before Python 3.12 can swallow it.
         while self._deliver is not None:
-            if not connected:
-                await asyncio.sleep(backoff)
-                backoff = min(2 * backoff, _BACKOFF_MAX)
-                connected = await self._connect()
-                continue
-            backoff = _BACKOFF_FIRST
-            timer = asyncio.get_running_loop().call_later(self._interval, self._wake.set)
             try:
-                await self._wake.wait()
-            finally:
-                timer.cancel()
-            await asyncio.sleep(_DEBOUNCE)
-            self._wake.clear()
-            if self._client.replaced():
-                self._client.close()
-                self._lost()
-            elif self._client.connected:
-                await self.check()
-            connected = self._client.connected
+                connected, backoff = await self._turn(connected, backoff)
+            # Also where a reader of the events fails: watching must go on.
+            except Exception as error:  # noqa: BLE001, PERF203
+                _log.error("FRR: watching failed; trying again", daemon=self.name, error=repr(error))
+                await asyncio.sleep(_BACKOFF_MAX)
+                connected = self._client.connected
+
+    async def _turn(self, connected: bool, backoff: float) -> tuple[bool, float]:
+        """Try to connect once, or wait for what asks for a reading; returns whether connected, and the next wait."""
+        if not connected:
+            await asyncio.sleep(backoff)
+            return await self._connect(), min(2 * backoff, _BACKOFF_MAX)
+        timer = asyncio.get_running_loop().call_later(self._interval, self._wake.set)
+        try:
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+        await asyncio.sleep(_DEBOUNCE)
+        self._wake.clear()
+        if self._client.replaced():
+            self._client.close()
+            self._lost()
+        elif self._client.connected:
+            await self.check()
+        return self._client.connected, _BACKOFF_FIRST
 
     async def _connect(self) -> bool:
         try:

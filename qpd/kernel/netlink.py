@@ -21,16 +21,17 @@ import structlog
 
 from qpd.kernel import netlink_decode as nl
 from qpd.kernel import netlink_socket as ns
+from qpd.kernel.netlink_queue import EventQueue
 from qpd.kernel.netlink_state import NOTHING, Mirror, Part, Snapshot
 from qpd.model import (
     Address,
     Event,
+    LinkChanged,
+    LinkGone,
     NeighbourChanged,
     NeighbourGone,
     Network,
     Resynced,
-    RouteChanged,
-    RouteGone,
 )
 
 _log = structlog.get_logger(__name__)
@@ -44,6 +45,8 @@ _TURN = 0.004
 """Seconds of reading after which other work of the loop gets its turn."""
 _COALESCE = 0.002
 """Seconds between a message that asks for a dump and the dump, so that a burst of them costs one."""
+_SLICE = 256
+"""Most events of a batch: who works on it must not keep the loop for long."""
 _PACE = 0.005
 """Seconds between two batches of route or neighbour changes in a burst; the first goes out at once, links always do."""
 _SETTLE = 0.05
@@ -91,7 +94,7 @@ class NetlinkCounters:
     interrupted: int = 0
     """Dumps begun again, since tables changed while they were read."""
     drifts: int = 0
-    """Periodic comparisons that found something no notification had told."""
+    """Full dumps that found something no notification had told."""
     dump_seconds: float = 0.0
     """How long the last dump took."""
 
@@ -103,9 +106,10 @@ class _InterruptedDumpError(Exception):
 class NetlinkSource:
     """Hands out the kernel's network state and its changes.
 
-    The first batch is one ``Resynced``; further ones hold single changes, or again a ``Resynced`` after an overrun,
-    after ``resync()``, and where the periodic comparison found a difference (it is silent where it found none).
-    Within a batch only the last word about a route or a neighbour is kept; every word about a link is.
+    The first batch is one ``Resynced``; further ones hold single changes. What was missed (an overrun, the periodic
+    comparison) is found by a full dump and handed out as the differences that it makes, in batches of a bounded size:
+    a whole new picture would keep its reader busy over what it knows. ``resync()`` asks for one all the same.
+    Of several words about a route or a neighbour that wait, the last is handed out; of a link every one, and at once.
 
     Args:
         reconcile: seconds between two comparisons with the kernel's tables.
@@ -138,7 +142,7 @@ class NetlinkSource:
         self._asked = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._timers: set[asyncio.TimerHandle] = set()
-        self._pending: list[Event] = []
+        self._pending = EventQueue()
         self._flush_timer: asyncio.TimerHandle | None = None
         self._flushed = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -238,23 +242,27 @@ class NetlinkSource:
             if events:
                 self._later(_SETTLE, Part.ROUTES)
             self._hand_out(events)
-        elif events:
-            self._pending += events
-            self._flush_soon()
+        else:
+            self._hand_out_soon(events)
 
-    def _flush_soon(self) -> None:
-        if self._flush_timer is None:
-            left = self._flushed + _PACE - time.monotonic()
-            if left <= 0:
-                self._flush()
-            else:
-                self._flush_timer = asyncio.get_running_loop().call_later(left, self._flush)
+    def _hand_out_soon(self, events: list[Event]) -> None:
+        if events and self._primed:
+            self._connected = None
+            self._pending.put(events)
+            if self._flush_timer is None:
+                left = self._flushed + _PACE - time.monotonic()
+                if left <= 0:
+                    self._flush()
+                else:
+                    self._flush_timer = asyncio.get_running_loop().call_later(left, self._flush)
 
     def _flush(self) -> None:
         self._flush_timer = None
         self._flushed = time.monotonic()
-        events, self._pending = self._pending, []
-        self._hand_out(coalesced(events))
+        self._hand_out(self._pending.take(_SLICE))
+        if self._pending:
+            # Where more waits already, only other work of the loop comes in between.
+            self._flush_timer = asyncio.get_running_loop().call_later(0, self._flush)
 
     def _take(self, datagram: bytes, events: list[Event]) -> None:
         try:
@@ -269,8 +277,8 @@ class NetlinkSource:
 
     def _overrun(self) -> None:
         self.counters.overruns += 1
-        _log.warning("netlink notifications lost; reading everything again", overruns=self.counters.overruns)
-        self._want(Part.ALL, whole=True)
+        _log.warning("netlink notifications lost; everything is read again", overruns=self.counters.overruns)
+        self._want(Part.ALL)
 
     def _hand_out(self, events: list[Event]) -> None:
         if events:
@@ -308,8 +316,8 @@ class NetlinkSource:
             began = time.monotonic()
             try:
                 await self._refresh(parts, whole=whole)
-            except (OSError, ValueError, struct.error) as error:
-                _log.error("netlink dump failed; trying again", error=str(error), parts=str(parts))
+            except Exception as error:  # noqa: BLE001 - also where a reader of the events fails: reading must go on
+                _log.error("netlink dump failed; trying again", error=repr(error), parts=str(parts))
                 self._want(parts, whole=whole)
                 self._waiters += waiters
                 await asyncio.sleep(_RETRY)
@@ -346,8 +354,6 @@ class NetlinkSource:
             break
         else:
             raise OSError(errno.EINTR, f"tables changed during each of {_INTERRUPTED_MAX} dumps")
-        # What is held back has happened before the dump's end, and the differences leave it out.
-        self._flush()
         differences = self._mirror.settle(parts, dumped, memory, meanwhile)
         self.counters.dumps += 1
         self.counters.dump_seconds = time.monotonic() - began
@@ -358,16 +364,18 @@ class NetlinkSource:
             # Raised by replaying what came meanwhile.
             stale, self._mirror.stale = self._mirror.stale, NOTHING
             self._want(stale)
-        # The kernel tells no one of a neighbour that it begins to look for: no sign that anything was missed.
-        missed = any(not isinstance(event, NeighbourChanged | NeighbourGone) for event in differences)
-        if Part.ALL in parts and missed and self._primed and not whole:
-            self.counters.drifts += 1
-            whole = True
         if whole:
             self._primed = True
+            self._pending.clear()
             self._hand_out([Resynced(self._mirror.known.facts())])
-        else:
-            self._hand_out(differences)
+            return
+        # The kernel tells no one of a neighbour that it begins to look for: no sign that anything was missed.
+        if Part.ALL in parts and any(
+            not isinstance(event, NeighbourChanged | NeighbourGone) for event in differences
+        ):
+            self.counters.drifts += 1
+        self._hand_out([event for event in differences if isinstance(event, LinkChanged | LinkGone)])
+        self._hand_out_soon([event for event in differences if not isinstance(event, LinkChanged | LinkGone)])
 
     async def _dump(self, part: Part, into: Snapshot, memory: dict[bytes, nl.RouteRecord]) -> None:
         assert self._dumps is not None
@@ -413,29 +421,3 @@ def connected_prefixes(records: Iterable[nl.RouteRecord]) -> list[tuple[Network,
         if record.route is not None and record.route.next_hops[0].connected
     ]
     return sorted(found, key=lambda item: item[0].prefixlen, reverse=True)
-
-
-def coalesced(events: list[Event]) -> list[Event]:
-    """The same batch with only the last word about each route and each neighbour; links keep all theirs."""
-    if len(events) < 2:
-        return events
-    latest: dict[object, Event] = {}
-    for event in events:
-        key = _subject(event)
-        latest.pop(key, None)
-        latest[key] = event
-    return list(latest.values())
-
-
-def _subject(event: Event) -> object:
-    match event:
-        case RouteChanged(route):
-            return route.prefix, route.metric
-        case RouteGone(prefix, metric):
-            return prefix, metric
-        case NeighbourChanged(neighbour):
-            return neighbour.ifindex, neighbour.address
-        case NeighbourGone(ifindex, address):
-            return ifindex, address
-        case _:
-            return id(event)

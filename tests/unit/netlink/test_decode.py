@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from qpd.kernel import netlink_decode as nl
 from qpd.kernel.fib import TABLE, route_body
-from qpd.kernel.netlink import coalesced
+from qpd.kernel.netlink_queue import EventQueue
 from qpd.kernel.netlink_socket import attribute, explanation, request
 from qpd.kernel.netlink_state import Mirror, Part, Snapshot
 from qpd.model import (
-    Event,
     LinkChanged,
     Neighbour,
     NeighbourChanged,
@@ -222,22 +221,18 @@ def test_a_link_message_that_says_nothing_new_still_asks_for_the_routes() -> Non
     assert mirror.stale == Part.ROUTES
 
 
-def test_within_a_batch_the_last_word_about_a_route_counts() -> None:
+def test_of_what_waits_the_last_word_about_a_route_counts() -> None:
     prefix, other = IPv4Network("10.0.0.0/8"), IPv4Network("11.0.0.0/8")
     first, second = (Route(prefix, (NextHop(n, ip_address("10.1.0.1")),), 186) for n in (1, 2))
     neighbour = NeighbourChanged(Neighbour(1, ip_address("10.1.0.1"), NeighbourState.USABLE))
-    events: list[Event] = [
-        RouteChanged(first),
-        RouteGone(other),
-        neighbour,
-        RouteGone(prefix),
-        RouteChanged(second),
-    ]
-    assert coalesced(events) == [RouteGone(other), neighbour, RouteChanged(second)]
-    metric = RouteGone(prefix, 20)
-    assert coalesced([metric, RouteChanged(first)]) == [metric, RouteChanged(first)], (
-        "metrics are routes of their own"
-    )
+    metric = RouteGone(prefix, 20)  # a route of its own
+    queue = EventQueue()
+    queue.put([RouteChanged(first), RouteGone(other), neighbour, RouteGone(prefix), metric])
+    queue.put([RouteChanged(second)])
+    assert len(queue) == 4
+    assert queue.take(3) == [RouteGone(other), neighbour, metric]
+    assert queue.take(3) == [RouteChanged(second)]
+    assert queue.take(3) == []
 
 
 def test_the_kernels_own_words_of_an_error() -> None:
