@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import classifier, machine, report, throughput
+from bench import classifier, daemon, machine, report, throughput
 from bench.figures import BenchError, Target
 from bench.scope import Terminated, scope
 from qpd.kernel.sources import SourcesMissingError
@@ -24,6 +24,7 @@ SCHEMA = 1
 PARTS: dict[str, Callable[..., tuple[dict[str, Any], list[Target]]]] = {
     "classifier": classifier.run,
     "throughput": throughput.run,
+    "daemon": daemon.run,
 }
 
 

@@ -193,22 +193,17 @@ def _new(test: TestRun) -> list[Row]:
     test.fill("steer", away, QP_AWAY, 1)
     test.fill("steer", away, 0x900000, QPS_MAX)
     expectation = replace(_REDIRECTED, new_qps=True)
+    empty, floor = "empty, new QPs", "parse and insert, new QPs"
+
+    def row(name: str, subject: str, expects: Expectation, **more: Any) -> Row:
+        return Row(name, subject, away, expects, base=empty, load=new, repeat_share=0.03, **more)
+
     return [
-        Row("empty, new QPs", "bench_empty", away, Expectation(), base="empty, new QPs", load=new, repeat_share=0.03),
-        *(
-            Row(
-                f"steer, new QP, {placement.name.lower()}",
-                "steer",
-                away,
-                expectation,
-                base="empty, new QPs",
-                load=new,
-                repeat_share=0.03,
-                placement=placement,
-            )
-            for placement in Placement
-        ),
-    ]  # fmt: skip
+        row(empty, "bench_empty", Expectation()),
+        row(floor, "bench_insert", Expectation()),
+        row("steer, new QP, hash", "steer", expectation, floor=floor, placement=Placement.HASH),
+        row("steer, new QP, balanced", "steer", expectation, floor=floor, placement=Placement.BALANCED),
+    ]
 
 
 def _with_port(frame: Frame, port: int) -> Frame:

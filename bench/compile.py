@@ -11,7 +11,10 @@ from pathlib import Path
 
 from qpd.kernel import bpf, headers, loader, sources
 
-PROGRAMS = ("bench_same", "bench_random", "bench_next", "bench_empty", "bench_parse", "bench_floor")
+PROGRAMS = (
+    *("bench_same", "bench_random", "bench_next"),
+    *("bench_empty", "bench_parse", "bench_floor", "bench_insert"),
+)
 
 
 def main(pin_dir: str, qps_max: str, folder: str, cache: str) -> None:
