@@ -25,7 +25,7 @@ from qpd.core.planner import Planner
 from qpd.drained import DrainedPaths
 from qpd.frr.watch import FrrSource
 from qpd.history import History
-from qpd.kernel import bpffs
+from qpd.kernel import bpffs, headers
 from qpd.kernel.apply import Applier
 from qpd.kernel.classifier import Classifier, ClassifierError, detach_all
 from qpd.kernel.fib import PROTOCOL, OverrideTable
@@ -33,7 +33,18 @@ from qpd.kernel.lock import LockedError, PinLock
 from qpd.kernel.maps import Maps
 from qpd.kernel.netlink import NetlinkSource
 from qpd.kernel.ring import EventKind, RingEvent
-from qpd.model import Event, Group, NextHopKey, Operation, Placement, Resynced, Tick
+from qpd.model import (
+    BfdSessionsRead,
+    Event,
+    FrrBack,
+    FrrLost,
+    Group,
+    NextHopKey,
+    Operation,
+    PeersNamed,
+    Placement,
+    Tick,
+)
 from qpd.settings import Settings
 from qpd.view import View
 
@@ -43,6 +54,7 @@ _COUNT_INTERVAL = 1.0
 _COUNT_SHARE = 20
 """The census takes at most one part in so many of the time, however many QPs there are."""
 _TIMER_MIN = 0.001
+_FRR_EVENTS = (PeersNamed, BfdSessionsRead, FrrLost, FrrBack)
 
 
 class StartError(Exception):
@@ -67,6 +79,7 @@ def detach(settings: Settings) -> int:
             interfaces = detach_all(settings.bpf.pin_dir)
             routes = asyncio.run(_detach_overrides(settings))
             DrainedPaths(settings.api.socket).forget()
+            headers.forget(settings.api.socket.parent)
     except LockedError as error:
         print(f"qpd: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -177,8 +190,8 @@ class Daemon:
         await self._frr.start(self.deliver)
         self._closing.push_async_callback(self._frr.stop)
         held, self._held = self._held or [], None
-        # The first picture of the kernel last: what is known of peers and BFD shall be told before it.
-        self.deliver(sorted(held, key=lambda event: isinstance(event, Resynced)))
+        # What FRR has said goes before the first picture of the kernel, which begins what netlink has said.
+        self.deliver(sorted(held, key=lambda event: not isinstance(event, _FRR_EVENTS)))
         self._ring.watch(loop, self._take)
         self._closing.callback(self._ring.unwatch, loop)
 
