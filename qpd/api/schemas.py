@@ -1,7 +1,7 @@
 """What the API answers: the JSON objects, key by key. ``qpctl`` prints them and ``docs/cli.md`` shows them.
 
-Typed dictionaries, since 100 000 of them are written in one answer, and since ``qpctl`` must start without
-loading a validation library. pydantic's ``TypeAdapter`` validates them where that is wanted (the tests do).
+Typed dictionaries, since 100 000 of them are written in one answer, and since ``qpctl`` shows them as they come.
+pydantic's ``TypeAdapter`` validates them where that is wanted (the tests do).
 Keys may be added, never renamed or removed. ``None`` (null) means: not measured, or there is none; never 0.
 Ages are seconds, RTTs microseconds; addresses and prefixes are text.
 """

@@ -39,9 +39,11 @@ class Client:
         """The answer to GET, decoded. ``None`` values of ``query`` are left out."""
         return _decode(b"".join(self.stream(resource, **query)))
 
-    def post(self, resource: str) -> Any:  # noqa: ANN401 - JSON
-        """The answer to POST, decoded."""
-        with self._request("POST", resource, {}, TIMEOUT_S) as response:
+    def post(self, *resource: str) -> Any:  # noqa: ANN401 - JSON
+        """The answer to POST, decoded. ``resource``: the parts of its path, which may hold any character."""
+        with self._request(
+            "POST", "/".join(quote(part, safe="") for part in resource), {}, TIMEOUT_S
+        ) as response:
             return _decode(response.read())
 
     def stream(self, resource: str, **query: object) -> Iterator[bytes]:
@@ -62,7 +64,7 @@ class Client:
         self, method: str, resource: str, query: Mapping[str, object], timeout: float | None
     ) -> Iterator[http.client.HTTPResponse]:
         given = {name: _text(value) for name, value in query.items() if value is not None}
-        target = f"/v1/{quote(resource)}" + (f"?{urlencode(given)}" if given else "")
+        target = f"/v1/{resource}" + (f"?{urlencode(given)}" if given else "")
         connection = _UnixConnection(self._path, timeout)
         try:
             connection.request(method, target)

@@ -261,7 +261,7 @@ def undrain(
 
 
 def _drain(call: _Call, path: str, verb: str) -> None:
-    row = call.client.post(f"paths/{path}/{verb}")
+    row = call.client.post("paths", path, verb)
     if call.json:
         _print_json(row)
         return
@@ -291,7 +291,7 @@ def events(
 
     out = table.console()
     for line in records:
-        out.print(render.event(json.loads(line)), no_wrap=True, overflow="ignore", crop=False)
+        render.event(out, json.loads(line))
 
 
 @app.command()

@@ -25,6 +25,16 @@ _STATE_STYLES = {
 }
 
 
+_EVENT_STYLES = {
+    "path-up": "green",
+    "path-down": "red",
+    "path-drained": "yellow",
+    "frr-lost": "yellow",
+    "limit-reached": "yellow",
+    "mismatch": "yellow",
+}
+
+
 def state_style(state: str) -> str:
     """The colour of a state's word."""
     return _STATE_STYLES.get(state, "")
@@ -222,16 +232,12 @@ def drained(out: Console, row: PathRow) -> None:
     )
 
 
-def event(record: EventRecord) -> Text:
-    """One line of ``qpctl events``."""
+def event(out: Console, record: EventRecord) -> None:
+    """One event of ``qpctl events``."""
     details = " ".join(f"{key}={_plain(value)}" for key, value in record["detail"].items())
-    style = {"path-down": "red", "path-up": "green", "frr-lost": "yellow", "mismatch": "yellow"}.get(
-        record["kind"], ""
-    )
-    stamp = "kernel" if record["kernel_ns"] is not None else "      "
-    return Text.assemble(
-        (record["time"], "dim"), " ", (stamp, "dim"), " ", (f"{record['kind']:<16}", style), " ", details
-    )
+    style = _EVENT_STYLES.get(record["kind"], "")
+    when = record["time"].replace("T", " ").removesuffix("Z")
+    wrapped(out, Text.assemble((when, "dim"), "  ", (f"{record['kind']:<14}", style), "  "), details)
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - JSON

@@ -6,6 +6,7 @@ import contextlib
 import select
 import sys
 import termios
+import textwrap
 import time
 import tty
 from collections.abc import Iterator, Sequence
@@ -133,11 +134,16 @@ def run(client: Client, interval: float) -> None:
     """Show pictures until q, Escape or Ctrl-C."""
     out = Console(highlight=False)
     before = after = take(client, time.monotonic())
-    with _keys(), Live(console=out, screen=True, auto_refresh=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _keys(),
+        Live(console=out, screen=True, auto_refresh=False) as live,
+    ):
         trouble = ""
         while True:
-            shown = picture(before, after, out.width, out.height - (1 if trouble else 0))
-            live.update(Text.assemble(shown, "\n", (trouble, "red")) if trouble else shown, refresh=True)
+            said = textwrap.wrap(trouble, out.width)
+            shown = picture(before, after, out.width, out.height - len(said))
+            live.update(Text("\n").join([shown, *(Text(line, style="red") for line in said)]), refresh=True)
             if _pressed(interval) in ("q", "Q", "\x1b"):
                 return
             try:

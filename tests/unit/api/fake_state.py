@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from qpd import __version__
 from qpd.api import explain, rows
@@ -108,13 +109,19 @@ class FakeState:
         """A path dies: its QPs take the next one."""
         id_ = self._id(name)
         self._set(id_, PathState.DRAINED if reason is Reason.DRAINED else PathState.DOWN, reason)
-        others = [other for other in self.paths_by_id if other != id_]
         there = self.values["path"] == id_
-        self.values["path"][there] = others[0] if others else NO_PATH
+        self.values["path"][there] = self._next()[there]
         self.values["moves"][there] += 1
         causes = self.failovers.setdefault(name, {})
         causes[reason.value] = causes.get(reason.value, 0) + 1
         self.events.add("path-down", {"path": name, "reason": reason.value, "qps": int(there.sum())})
+
+    def _next(self) -> npt.NDArray[np.uint8]:
+        """The first living path in the order of each QP's slot."""
+        living = np.array([path.state is PathState.UP for path in self.paths_by_id.values()])
+        order = self.orders[self.values["slot"]]
+        first = np.take_along_axis(order, living[order].argmax(axis=1)[:, None], axis=1)[:, 0]
+        return first if living.any() else np.full_like(first, NO_PATH)
 
     def heal(self, name: str) -> None:
         """A path serves again: its QPs come home."""
