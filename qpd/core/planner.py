@@ -204,7 +204,7 @@ class Planner:
         times += [
             record.linger_until
             for record in self._lingering
-            if record.linger_until is not None and not self._kept(record)
+            if record.linger_until is not None and not self._kept(record, record.linger_until)
         ]
         if self._retry_at is not None:
             times.append(self._retry_at)
@@ -487,7 +487,7 @@ class Planner:
                 self._lingering.add(record)
         operations: list[Operation] = []
         for record in list(self._lingering):
-            if record.linger_until is None or now < record.linger_until or self._kept(record):
+            if record.linger_until is None or now < record.linger_until or self._kept(record, now):
                 continue
             self._lingering.discard(record)
             self._touched.discard(record)
@@ -498,9 +498,10 @@ class Planner:
             self._tells.append(Tell("path-gone", _named(record)))
         return operations
 
-    def _kept(self, record: PathRecord) -> bool:
-        """Something but a route still refers to the path."""
-        return record.drained or record.health.hold_until is not None or self._bfd.of(record) is not None
+    def _kept(self, record: PathRecord, now: float) -> bool:
+        """Something but a route refers to the path at this time."""
+        held = record.health.hold_until is not None and now < record.health.hold_until
+        return record.drained or held or self._bfd.of(record) is not None
 
     def _rename(self, resolved: dict[Legs, None]) -> None:
         """Names, planes and weights anew; configured weights hang on names."""

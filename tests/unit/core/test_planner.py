@@ -444,6 +444,27 @@ class TestPaths:
             assert not only(operations, WriteTable)
         assert leaf.path(3).state is PathState.UP
 
+    def test_a_route_may_be_known_before_its_link(self, leaf: Leaf) -> None:
+        late = NextHop(30, ip_address("10.0.9.1"))
+        leaf.handle(RouteChanged(route("198.51.100.1/32", hop(0), late)))
+        assert len(leaf.planner.paths) == 4
+        leaf.handle(LinkChanged(Link(30, "eth9", True)))
+        group = leaf.kernel.group_of(ip_address("198.51.100.1"))
+        assert group is not None
+        assert [leaf.kernel.key(number).interface for number in group.weights] == ["eth0", "eth9"]
+
+    def test_a_renamed_link_carries_another_path(self, leaf: Leaf) -> None:
+        leaf.handle(LinkChanged(Link(13, "uplink3", True)))
+        assert leaf.path(3).reason is Reason.LINK_GONE
+        group = leaf.kernel.group_of(ip_address("192.0.2.1"))
+        assert group is not None
+        assert {leaf.kernel.key(number).interface for number in group.weights} == {
+            "eth0",
+            "eth1",
+            "eth2",
+            "uplink3",
+        }
+
     def test_frames_are_known_by_interface_and_mac(self, leaf: Leaf) -> None:
         assert leaf.kernel.neighbours == {
             (10 + index, f"02:00:00:00:00:{index:02x}"): index for index in FOUR
