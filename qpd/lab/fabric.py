@@ -305,6 +305,13 @@ class Fabric:
                 time.sleep(0.2)
 
     def _missing(self, node: str) -> list[str]:
+        try:
+            return self._missing_facts(node)
+        except LabError as error:
+            # A daemon that is late, or has ended, is what is missing.
+            return [str(error)]
+
+    def _missing_facts(self, node: str) -> list[str]:
         instance, links = self.frr[node], self.topology.uplinks(node)
         missing = []
         summary = instance.show("show bgp summary json")

@@ -143,13 +143,11 @@ class Instance:
             LabError: where a command fails or FRR does not know it.
         """
         arguments = [word for command in commands for word in ("-c", command)]
-        done = subprocess.run(
-            ["vtysh", "-N", self.name, *arguments],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        command = ["vtysh", "-N", self.name, *arguments]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{self.node}: FRR does not answer within {timeout:.0f} s") from error
         refused = [line for line in done.stdout.splitlines() if line.startswith("%")]
         if done.returncode != 0 or refused:
             words = " ".join((*refused, done.stderr)).strip()

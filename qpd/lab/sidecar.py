@@ -136,9 +136,13 @@ class Sidecar:
     def stop(self, *, detach: bool) -> None:
         """End the daemon; with `detach`, remove its programs, pins, rules and routes too."""
         self.records.end(self._record, grace=5.0)
-        if detach and self.config.exists():
-            namespaces.run(self._enter("detach", "--config", str(self.config)), timeout=30)
+        if not detach:
+            return
+        # A daemon that refused its configuration has left nothing, and detach would refuse it as well.
+        if self.pins.exists():
+            namespaces.run(self._enter("detach", "--config", str(self.config)), timeout=60)
             shutil.rmtree(self.pins, ignore_errors=True)
+        self.config.unlink(missing_ok=True)
 
     def kill(self, number: int) -> None:
         """Send a signal to the daemon."""
