@@ -243,7 +243,7 @@ METRICS: tuple[Metric, ...] = (
         "gauge",
         "queue pairs",
         _PATH,
-        "Active queue pairs whose last packet took this path.",
+        "Active queue pairs whose next packet takes this path.",
         _per_path(lambda p: p.qps),
         add="other paths: active queue pairs. Not to `qpd_path_homes`, which counts the same queue pairs",
     ),
@@ -524,7 +524,7 @@ def document() -> str:
         if metric.add:
             lines.append(f"- Adding: {metric.add.removesuffix('.')}.")
         if metric.labels == _QP:
-            lines.append("- Labels: `path` is the one that its last packet took; `dest_qp` is decimal.")
+            lines.append("- Labels: `path` is the one that its next packet takes; `dest_qp` is decimal.")
         elif "cause" in metric.labels:
             lines.append(
                 f"- Labels: `cause` is one of {', '.join(f'`{cause}`' for cause in FAILOVER_CAUSES)}."

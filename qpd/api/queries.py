@@ -34,7 +34,7 @@ class QpFilter(_Query):
     """Which QPs; all conditions must hold, ``None`` is no condition."""
 
     path: str | None = None
-    """Name of the path that its last packet took, or of its home."""
+    """Name of the path that its next packet takes, or of its home."""
     host: Host | None = None
     """Inner source or destination."""
     qp: Annotated[int, Field(ge=0, le=QP_MAX)] | None = None

@@ -44,7 +44,7 @@ class PathRow(TypedDict):
     reason: str
     """Why it does not serve (``bfd-down``, ``link-down``, ...); empty where it does."""
     qps: int
-    """Active QPs whose last packet took this path."""
+    """Active QPs whose next packet takes this path."""
     packets: int
     """RoCE packets that left by it."""
     bytes: int
