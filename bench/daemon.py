@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,68 +47,91 @@ def run(
     if folder is not None:
         return {"rows": [], "skipped": ["the daemon: it loads its own classifier, not --sources"]}, []
     starts, scrapes = (1, 3) if quick else (5, 15)
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, unit: str, values: list[float]) -> Spread:
-        spread = Spread.of(values)
-        rows.append({"name": name, "unit": unit, "spread": spread.json(), "values": values})
-        return spread
-
+    rows = _Rows()
     progress("daemon: building the fabric")
     with _leaf(scope) as leaf:
-        cold, warm, cpu, cpu_again = [], [], [], []
-        for number in range(starts):
-            progress(f"daemon: start {number + 1} of {starts}, compiling; then again, adopting")
-            leaf.forget()
-            cold.append(leaf.timed_start())
-            cpu.append(leaf.processor_seconds())
-            leaf.stop()
-            warm.append(leaf.timed_start())
-            cpu_again.append(leaf.processor_seconds())
-            if number < starts - 1:
-                leaf.stop()
-        first = add("start to steering, compiling", "s", cold)
-        add("its processor time, children's included", "s", cpu)
-        again = add("start to steering, adopting", "s", warm)
-        add("its processor time, children's included (adopting)", "s", cpu_again)
-        rest = add("resident at rest", "MB", [leaf.resident()])
-        add("proportional at rest", "MB", [leaf.resident("Pss")])
-        idle = add("API answer, at rest, slowest", "ms", [leaf.slowest_answer(lambda: time.sleep(1.0))])
-        progress(f"daemon: {QPS} queue pairs")
-        leaf.send_first_packets()
-        leaf.wait_for_census()
-        times: list[float] = []
-        sizes: list[float] = []
+        targets = _starts(leaf, rows, starts, progress)
+        targets += _many_qps(leaf, rows, scrapes, progress)
+    return {"qps": QPS, "rows": rows.rows, "skipped": []}, targets
 
-        def scrape() -> None:
-            for number in range(scrapes):
-                progress(f"daemon: scrape {number + 1} of {scrapes}")
-                seconds, octets = leaf.scrape()
-                times.append(seconds)
-                sizes.append(octets / 1e6)
 
-        blocked = add("API answer, during scrapes, slowest", "ms", [leaf.slowest_answer(scrape)])
-        scraped = add(f"scrape with {QPS} QPs", "s", times)
-        add(f"size of a scrape with {QPS} QPs", "MB", sizes)
-        listing: list[float] = []
-        listed = add(
-            "API answer, while all QPs are listed, slowest",
-            "ms",
-            [leaf.slowest_answer(lambda: listing.append(leaf.list_qps()))],
-        )
-        add(f"all {QPS} QPs listed by the API", "s", listing)
-        full = add(f"resident with {QPS} QPs, after scrapes and a listing", "MB", [leaf.resident()])
-        add(f"proportional with {QPS} QPs", "MB", [leaf.resident("Pss")])
-    note = f"slowest at rest {idle.max:.1f} ms: that much is the machine's"
-    targets = [
+class _Rows:
+    """What the report shows, one figure a row."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, name: str, unit: str, values: list[float]) -> Spread:
+        """One row; gives its spread."""
+        spread = Spread.of(values)
+        self.rows.append({"name": name, "unit": unit, "spread": spread.json(), "values": values})
+        return spread
+
+
+def _starts(leaf: _Leaf, rows: _Rows, starts: int, progress: Progress) -> list[Target]:
+    """From nothing, and where an earlier daemon's programs run. The last daemon stays."""
+    cold, warm, cpu, cpu_again = [], [], [], []
+    for number in range(starts):
+        progress(f"daemon: start {number + 1} of {starts}, compiling; then again, adopting")
+        leaf.stop()
+        leaf.forget()
+        cold.append(leaf.timed_start())
+        cpu.append(leaf.processor_seconds())
+        leaf.stop()
+        warm.append(leaf.timed_start())
+        cpu_again.append(leaf.processor_seconds())
+    first = rows.add("start to steering, compiling", "s", cold)
+    rows.add("its processor time, children's included", "s", cpu)
+    again = rows.add("start to steering, adopting", "s", warm)
+    rows.add("its processor time, children's included (adopting)", "s", cpu_again)
+    return [
         Target("start to steering, compiling", first.median, 2, "at most", "s", _busy(first, cpu)),
         Target("start to steering, adopting", again.median, 2, "at most", "s", _busy(again, cpu_again)),
+    ]
+
+
+def _many_qps(leaf: _Leaf, rows: _Rows, scrapes: int, progress: Progress) -> list[Target]:
+    """At rest, then with 100 000 QPs: memory, scrapes, and how long either makes others wait."""
+    rest = rows.add("resident at rest", "MB", [leaf.resident()])
+    rows.add("proportional at rest", "MB", [leaf.resident("Pss")])
+    idle = leaf.watch_loop(lambda: time.sleep(1.0))
+    progress(f"daemon: {QPS} queue pairs")
+    leaf.send_first_packets()
+    leaf.wait_for_census()
+    progress(f"daemon: {scrapes} scrapes, and all QPs listed")
+    answers: list[tuple[float, int]] = []
+    scraping = leaf.watch_loop(lambda: answers.extend(leaf.scrape() for _ in range(scrapes)))
+    scraped = rows.add(f"scrape with {QPS} QPs", "s", [seconds for seconds, _ in answers])
+    rows.add(f"size of a scrape with {QPS} QPs", "MB", [octets / 1e6 for _, octets in answers])
+    listings: list[tuple[float, bytes]] = []
+    listing = leaf.watch_loop(lambda: listings.append(leaf.list_qps()))
+    rows.add(f"all {QPS} QPs listed by the API", "s", [taken for taken, _ in listings])
+    for _, body in listings:
+        leaf.check_listing(body)
+    for what, wait in (("at rest", idle), ("during scrapes", scraping), ("during the listing", listing)):
+        rows.add(f"event loop blocked, {what}, worst", "ms", [wait.blocked])
+        rows.add(f"slowest small API answer, {what}", "ms", [wait.wall])
+    full = rows.add(f"resident with {QPS} QPs, after all this", "MB", [leaf.resident()])
+    rows.add(f"proportional with {QPS} QPs, after all this", "MB", [leaf.resident("Pss")])
+    note = f"at rest {idle.blocked:.1f} ms"
+    return [
         Target(f"resident with {QPS} QPs", full.max, 80, "at most", "MB", f"at rest {rest.median:.0f} MB"),
         Target(f"scrape with {QPS} QPs", scraped.max, 1, "at most", "s"),
-        Target("event loop blocked, scrapes", blocked.max, 20, "at most", "ms", note),
-        Target("event loop blocked, listing", listed.max, 20, "at most", "ms", note),
+        Target("event loop blocked, scrapes", scraping.blocked, 20, "at most", "ms", note),
+        Target("event loop blocked, listing", listing.blocked, 20, "at most", "ms", note),
     ]
-    return {"qps": QPS, "rows": rows, "skipped": []}, targets
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The worst of many small questions to the API, in milliseconds.
+
+    ``wall``: until the answer. ``blocked``: that, or the processor time that the daemon used meanwhile, whichever is
+    less: a machine that gives the daemon no processor does not block its loop, and what blocks it works.
+    """
+
+    wall: float
+    blocked: float
 
 
 def _busy(wall: Spread, cpu: list[float]) -> str:
@@ -263,31 +287,35 @@ class _Leaf:
             raise BenchError(f"/metrics answered {answer.status}: {body[:80]!r}")
         return taken, len(body)
 
-    def list_qps(self) -> float:
-        """Seconds until the API has told all QPs."""
+    def list_qps(self) -> tuple[float, bytes]:
+        """Seconds until the API has told all QPs, and its answer."""
         begun = time.monotonic()
         body = self._fetch("/v1/qps")
-        taken = time.monotonic() - begun
+        return time.monotonic() - begun, body
+
+    @staticmethod
+    def check_listing(body: bytes) -> None:
+        """All must be in it. Parsing it would hold up the probes, so this comes after them."""
         told = len(json.loads(body))
         if told < QPS_HELD:
             raise BenchError(f"/v1/qps told {told} QPs of {QPS}")
-        return taken
 
-    def slowest_answer(self, work: Callable[[], None]) -> float:
-        """Milliseconds of the slowest small answer while ``work`` is done: how long the event loop made others wait."""
+    def watch_loop(self, work: Callable[[], None]) -> Wait:
+        """Ask small questions, one after the other, while ``work`` is done."""
         ended = threading.Event()
-        slowest = 0.0
+        worst = Wait(0.0, 0.0)
         failure: list[BaseException] = []
 
         def probe() -> None:
-            nonlocal slowest
+            nonlocal worst
             try:
                 with contextlib.closing(_UnixConnection(self._socket)) as connection:
                     while not ended.is_set():
-                        begun = time.monotonic()
+                        used, begun = self._processor_ns(), time.monotonic_ns()
                         connection.request("GET", "/v1/status")
                         connection.getresponse().read()
-                        slowest = max(slowest, time.monotonic() - begun)
+                        wall, used = time.monotonic_ns() - begun, self._processor_ns() - used
+                        worst = Wait(max(worst.wall, wall / 1e6), max(worst.blocked, min(wall, used) / 1e6))
                         ended.wait(_PROBE_PAUSE)
             except (OSError, http.client.HTTPException) as error:
                 failure.append(error)
@@ -301,7 +329,16 @@ class _Leaf:
             prober.join()
         if failure:
             raise BenchError(f"the daemon's API did not answer: {failure[0]}")
-        return slowest * 1000
+        return worst
+
+    def _processor_ns(self) -> int:
+        """Processor time of all threads of the daemon; of one that runs, up to its last timer tick."""
+        assert self._process is not None
+        total = 0
+        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                total += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+        return total
 
     def _ask(self, path: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(self._fetch(path))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from statistics import median
 from struct import pack_into
@@ -47,6 +47,9 @@ from qpd.model import Path as UplinkPath
 
 LOOPBACK = 1
 """PROG_TEST_RUN gives a frame this interface, which every namespace has: it plays the uplink."""
+PATHS = 9
+FIRST_NEW_QP = 0xA00000
+"""No row has its known QPs from here on."""
 PASS, REDIRECT = 0xFFFFFFFF, 7
 """TC_ACT_UNSPEC and TC_ACT_REDIRECT as the kernel gives them back."""
 STATE = np.dtype(
@@ -105,7 +108,7 @@ class TestRun:
     directory: Path
     _programs: dict[str, int] = field(default_factory=dict)
     _overhead_ns: float = 0.0
-    _next_qp: int = 1
+    _next_qp: int = FIRST_NEW_QP
 
     def __post_init__(self) -> None:
         names = {hook.name.lower(): self.directory / hook.name.lower() for hook in Hook}
@@ -125,23 +128,23 @@ class TestRun:
     # --- the node's maps ------------------------------------------------------------------------------------------
 
     def write_fabric(self, own: Network, others: tuple[Network, ...], placement: Placement) -> None:
-        """Path 0 on the interface that packets leave by, paths 1 to 4 elsewhere.
+        """``own`` is reached by path 0 alone, on the interface that packets leave by; ``others`` by four elsewhere.
 
-        ``own`` is reached by path 0 alone, ``others`` by the four.
+        The next hops of IPv4 destinations are IPv4 addresses, those of IPv6 link-local ones.
         """
-        for number in range(5):
-            self.maps.write_path(_path(number, LOOPBACK if number == 0 else 1000 + number))
-        names = {f"path{number}": number for number in range(5)}
-        ids = np.array(list(names.values()), np.uint8)
+        for number in range(PATHS):
+            self.maps.write_path(_path(number))
+        names = {f"path{number}": number for number in range(PATHS)}
         orders = np.full((SLOTS, PATHS_MAX), NO_PATH, np.uint8)
-        orders[:, :5] = ids[slot_table(dict.fromkeys(names, 1))]
+        orders[:, :PATHS] = slot_table(dict.fromkeys(names, 1))
         self.maps.write_table(0, orders)
-        self.maps.write_group(Group(0, dict.fromkeys(range(1, 5), 1), 0))
-        self.maps.write_group(Group(1, {0: 1}, 0))
-        self.maps.write_destinations({own: 1, **dict.fromkeys(others, 0)})
+        self.maps.write_group(Group(0, {0: 1}, 0))
+        self.maps.write_group(Group(4, dict.fromkeys(range(1, 5), 1), 0))
+        self.maps.write_group(Group(6, dict.fromkeys(range(5, PATHS), 1), 0))
+        self.maps.write_destinations({own: 0, **{prefix: prefix.version for prefix in others}})
         self.maps.replace_neighbours({(LOOPBACK, SOURCE_MAC.hex(":")): 2})
         self.maps.set_placement(placement)
-        self.maps.set_living(0b11111)
+        self.maps.set_living((1 << PATHS) - 1)
         self.maps.raise_generation()
 
     def fill(self, subject: str, frame: Frame, first_qp: int, qps: int) -> None:
@@ -161,7 +164,7 @@ class TestRun:
         before, placed = self.maps.counters(), int(self.maps.placed().sum())
         timing, retval = self._run(load.draw, subject, frame, repeat)
         if load.draw == "next":
-            self._next_qp = (draw + repeat) & 0xFFFFFF
+            self._next_qp = draw + repeat
         counted = self.maps.counters().verdicts.astype(np.int64) - before.verdicts.astype(np.int64)
         wanted = np.zeros_like(counted)
         if expectation.hook is not None and expectation.verdict is not None:
@@ -276,13 +279,14 @@ def network(address: Address) -> Network:
     return ip_network(address)
 
 
-def _path(number: int, ifindex: int) -> UplinkPath:
+def _path(number: int) -> UplinkPath:
+    ipv4 = number < 5
     return UplinkPath(
         id=number,
         name=f"path{number}",
         interface=f"up{number}",
-        ifindex=ifindex,
-        next_hop=IPv4Address("198.51.100.1") + number,
+        ifindex=LOOPBACK if number == 0 else 1000 + number,
+        next_hop=IPv4Address("198.51.100.1") + number if ipv4 else IPv6Address("fe80::1") + number,
         plane=f"path{number}",
         weight=1,
         state=PathState.UP,
