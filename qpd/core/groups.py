@@ -133,7 +133,9 @@ class GroupBook:
 
     def lengths(self, version: int) -> list[int]:
         """The prefix lengths of all written destinations, longest first."""
-        found = [length for (family, length), uses in self._lengths.items() if family == version and uses]
+        # A copy: the census asks from another thread.
+        lengths = list(self._lengths.items())
+        found = [length for (family, length), uses in lengths if family == version and uses]
         return sorted(found, reverse=True)
 
     # --- what should be ---------------------------------------------------------------------------------------------

@@ -45,10 +45,8 @@ class OverrideBook:
 
     def settle(self, changed: Iterable[Network], routes: RouteTable) -> list[Operation]:
         """Look at these prefixes again, and at what must be shielded inside overridden ones."""
-        wanted: dict[Network, tuple[NextHop, ...] | None] = {}
-        for prefix in changed:
-            legs = routes.legs_of.get(prefix)
-            wanted[prefix] = legs.override if legs else None
+        legs_of = routes.legs_of
+        wanted = {prefix: legs_of[prefix].override if prefix in legs_of else None for prefix in changed}
         if not wanted:
             return []
         if (
@@ -88,12 +86,13 @@ class OverrideBook:
         self.written.update(written)
         for prefix in erased:
             del self.written[prefix]
-        self._wide.difference_update(wanted)
+        if self._wide:
+            self._wide.difference_update(wanted)
         self._wide.update(prefix for prefix, hops in wanted.items() if hops and _holds_others(prefix))
         operations: list[Operation] = []
         # No longer prefix is hidden in between: throws before what they shield from, which goes before they do.
         throws = {prefix: hops for prefix, hops in written.items() if hops == THROW}
-        routes = {prefix: hops for prefix, hops in written.items() if hops != THROW}
+        routes = {prefix: hops for prefix, hops in written.items() if hops != THROW} if throws else written
         if throws:
             operations.append(WriteOverrides(throws))
         if routes:

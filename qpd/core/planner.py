@@ -620,10 +620,11 @@ class Planner:
         return dead, living
 
     def _settle_overrides(self, legs: Iterable[Legs]) -> list[Operation]:
+        changed = {**self._prefixes, **self._routes.moved}
         for some in legs:
             if override.refresh(some):
-                self._prefixes.update(some.prefixes)
-        operations = self._overrides.settle([*self._prefixes, *self._routes.moved], self._routes)
+                changed.update(some.prefixes)
+        operations = self._overrides.settle(changed, self._routes)
         written = [prefix for op in operations if isinstance(op, WriteOverrides) for prefix in op.routes]
         erased = [prefix for op in operations if isinstance(op, EraseOverrides) for prefix in op.prefixes]
         if written:
