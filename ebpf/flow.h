@@ -3,6 +3,7 @@
 #ifndef QPD_FLOW_H
 #define QPD_FLOW_H
 
+#include "bfd.h"
 #include "count.h"
 #include "entropy.h"
 #include "place.h"
@@ -212,6 +213,7 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 {
 	struct decision decision = {.verdict = VERDICT_OPEN, .path = NO_PATH};
 	__u32 zero = 0;
+	__u64 now = coarse_now(own);
 	struct control *control_now = control.lookup(&zero);
 	struct qp *qp = qps.lookup(&packet->key);
 	struct path *path;
@@ -222,11 +224,14 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 	if (!qp)
 		qp = make_entry(skb, packet, control_now, &decision);
 	if (qp)
-		follow_entry(packet, qp, control_now->generation, coarse_now(own), &decision);
+		follow_entry(packet, qp, control_now->generation, now, &decision);
 	if (decision.verdict == VERDICT_OPEN || (decision.verdict == VERDICT_MAP_FULL && !packet->tagged)) {
 		path = paths.lookup(&decision.path);
-		if (path)
+		if (path) {
+			if (path->deadline_ns && now > path->deadline_ns)
+				silence(decision.path, path);
 			action = leave_by(skb, packet, path, &decision);
+		}
 	} else {
 		decision.path = NO_PATH;
 	}

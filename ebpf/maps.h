@@ -33,6 +33,7 @@
 #define NEIGHBOURS_MAX   1024
 #define BFD_SESSIONS_MAX 256
 #define EVENTS_BYTES     (256 * 1024) /* a power of two, and whole pages */
+#define SCRATCH_BYTES    128
 #define NO_PATH          0xff
 #define NO_GROUP         0xffff
 
@@ -78,6 +79,7 @@ struct path {
 	__u8 pad[2];
 	struct address next_hop;
 	char interface[16]; /* for whoever adopts the pinned map */
+	__u64 deadline_ns;  /* the tap's: without a BFD packet until then the path is silent; 0: no such claim */
 };
 
 struct group {
@@ -102,6 +104,7 @@ struct destination_key {
 struct control {
 	__u32 generation; /* raised by the daemon after each change of groups, destinations or tables */
 	__u32 placement;  /* enum placement */
+	__u64 hold_up_ns; /* how long a BFD session has to be Up before the tap lets its dead path serve again */
 };
 
 struct path_counters {
@@ -109,12 +112,13 @@ struct path_counters {
 	__u64 bytes;
 };
 
-/* Per CPU, summed by the reader. */
+/* Per CPU. Counters are summed by the reader; the rest is the program's own. */
 struct counters {
 	__u64 verdicts[HOOKS][VERDICTS];
 	struct path_counters path[HOOKS][PATHS_MAX];
-	__u64 tick;    /* this CPU's clock (count.h): the timer tick … */
-	__u64 tick_ns; /* … at which this was CLOCK_MONOTONIC */
+	__u64 tick;                  /* this CPU's clock (count.h): the timer tick … */
+	__u64 tick_ns;               /* … at which this was CLOCK_MONOTONIC */
+	__u8 scratch[SCRATCH_BYTES]; /* the packet in hand (roce.h) */
 };
 
 /* `placed` only grows, by the kernel (but for a placement that lost its race and is taken back); `gone` only the daemon writes, when it has seen QPs idle or evicted.
@@ -132,7 +136,7 @@ enum lock_index { LOCK_PLACED, LOCK_TAP, LOCKS };
 
 enum event_kind { EVENT_QP_NEW = 1, EVENT_PATH_STATE = 2, EVENT_QP_MOVED = 3 };
 
-/* Header of every record in the ring; the kinds append their own fields (verdict.h, bfd.h). */
+/* Header of every record in the ring; the kinds append their own fields. */
 struct event {
 	__u32 kind;
 	__u32 path;
@@ -142,6 +146,58 @@ struct event {
 struct event_qp {
 	struct event head;
 	struct qp_key key;
+};
+
+/* What the tap has found about a path. */
+enum tap_cause {
+	TAP_UP,          /* Up on both sides for hold_up */
+	TAP_LOCAL_DOWN,  /* this node's BFD daemon left Up */
+	TAP_REMOTE_DOWN, /* the peer's did */
+	TAP_SILENT,      /* the detection time and the daemon's time to say so passed without a packet */
+	TAP_LIFTED,      /* AdminDown, or the path is no longer this session's: no claim */
+};
+
+/* EVENT_PATH_STATE: a bit of the tap's word changed. */
+struct event_path {
+	struct event head;
+	__u32 up;    /* 1: serves, as far as the tap is concerned */
+	__u32 cause; /* enum tap_cause */
+};
+
+/* A peer or next hop on an interface. */
+struct neighbour_address {
+	__u32 ifindex;
+	struct address address;
+};
+
+/* What one side of a BFD session says of itself (RFC 5880, 4.1). Intervals in microseconds. */
+struct bfd_side {
+	__u8 state; /* 0 AdminDown, 1 Down, 2 Init, 3 Up */
+	__u8 diagnostic;
+	__u8 multiplier;
+	__u8 flags; /* poll, final, control plane independent, authentication, demand, multipoint: 0x20 … 0x01 */
+	__u32 discriminator;
+	__u32 desired_min_tx;
+	__u32 required_min_rx;
+};
+
+/* AdminDown and sessions never seen Up claim nothing: TAP_IDLE. */
+enum tap_state { TAP_IDLE, TAP_ALIVE, TAP_DEAD };
+
+/* A BFD session as its packets tell it. Times: CLOCK_MONOTONIC, ns. */
+struct bfd_session {
+	struct bfd_side local;  /* as sent; required_min_rx: as in force (RFC 5880, 6.8.3) */
+	struct bfd_side remote; /* as received */
+	__u64 last_tx_ns;
+	__u64 last_rx_ns;
+	__u64 detection_ns; /* RFC 5880, 6.8.4; 0: not known, or no packets are due */
+	__u64 deadline_ns;  /* last_rx_ns + detection_ns + one interval; 0: silence proves nothing */
+	__u64 up_since_ns;  /* both sides Up since; 0: they are not */
+	__u32 downs;        /* how often the tap took it for dead */
+	__u32 path;         /* path id; NO_PATH: the peer is no path's next hop */
+	__u8 state;         /* enum tap_state */
+	__u8 cause;         /* enum tap_cause of its last change */
+	__u8 pad[6];
 };
 
 /* Where frames on an uplink come from: (interface, source MAC) -> path id. Written by the daemon from the neighbour table. */
@@ -165,7 +221,8 @@ BPF_TABLE_PINNED("array", __u32, struct slot_order, slots, TABLES_MAX *SLOTS, PI
 BPF_TABLE_PINNED7("lpm_trie", struct destination_key, __u32, destinations, DESTINATIONS_MAX, PIN_DIR "/destinations",
                   BPF_F_NO_PREALLOC);
 /* [LIVING_DAEMON]: the word of living paths, as the daemon wants it. [LIVING_TAP]: the paths that the BFD tap holds down,
- * a bit set for a *dead* path, so that a map nobody has written yet constrains nothing. Only the kernel writes it.
+ * a bit set for a *dead* path, so that a map nobody has written yet constrains nothing. The kernel writes it, and puts it
+ * right with every BFD packet; the daemon clears a bit only when it gives the id to another path.
  * A path serves if its bit is set in the one and clear in the other. */
 BPF_TABLE_PINNED("array", __u32, __u64, living, LIVING_WORDS, PIN_DIR "/living");
 /* [0]: generation and placement. */
@@ -178,6 +235,11 @@ BPF_TABLE_PINNED("array", __u32, struct load, placed, PATHS_MAX, PIN_DIR "/place
 BPF_TABLE_PINNED("array", __u32, struct load, gone, PATHS_MAX, PIN_DIR "/gone");
 /* (interface, source MAC) -> path id. */
 BPF_TABLE_PINNED("hash", struct neighbour_key, __u32, neighbours, NEIGHBOURS_MAX, PIN_DIR "/neighbours");
+/* (interface, peer) -> BFD session. Made at the first packet that leaves; the daemon deletes those of uplinks that are gone. */
+BPF_TABLE_PINNED("hash", struct neighbour_address, struct bfd_session, bfd_sessions, BFD_SESSIONS_MAX,
+                 PIN_DIR "/bfd_sessions");
+/* (interface, next hop) -> path id. Written by the daemon: whose life does a BFD session tell? */
+BPF_TABLE_PINNED("hash", struct neighbour_address, __u32, path_of_next_hop, PATHS_MAX * 4, PIN_DIR "/path_of_next_hop");
 /* [LOCK_…]: taken for a few instructions. */
 BPF_TABLE_PINNED("array", __u32, struct lock, locks, LOCKS, PIN_DIR "/locks");
 

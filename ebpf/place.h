@@ -5,7 +5,7 @@
 
 #include "maps.h"
 
-#define PLACEMENT_ATTEMPTS 8
+#define PLACEMENT_ATTEMPTS 2
 
 /* docs/architecture.md, "Hash of a QP". */
 static __always_inline __u32 mix(__u32 hash, __u32 word)
@@ -75,36 +75,31 @@ static __always_inline __u32 choose(const struct slot_order *order, __u64 usable
 }
 
 /* QPs whose home the path is. The daemon's count may run ahead by a moment: never below none. */
-static __always_inline __u64 active(__u32 path, __u64 *count_placed)
+static __always_inline __u64 active(const struct load *in, const struct load *out)
 {
-	struct load *in = placed.lookup(&path), *out = gone.lookup(&path);
-	__s64 left;
+	__s64 left = in->qps - out->qps;
 
-	if (!in || !out)
-		return 0;
-	*count_placed = in->qps;
-	left = in->qps - out->qps;
 	return left > 0 ? left : 0;
 }
 
-/* Adds one to `placed` if it still is `seen`: two CPUs that saw the same count must not both fill the same place.
- * A lock, since clang 14 under bcc emits no compare-and-exchange; it costs 40 ns, once in a QP's life. */
-static __always_inline bool claim(__u32 path, __u64 seen)
+/* Adds a QP to the path unless that holds its share of `qps` already: count < ceil(qps * weight / weights), which in whole
+ * numbers is count * weights < qps * weight. Counts and adds under a lock (40 ns, once in a QP's life; clang 14 under bcc
+ * emits no compare-and-exchange), so that two CPUs do not both take the last place. */
+static __always_inline bool claim(__u32 path, __u64 qps, __u64 weights, __u64 weight)
 {
 	__u32 index = LOCK_PLACED;
 	struct lock *guard = locks.lookup(&index);
-	struct load *in = placed.lookup(&path);
-	bool done = false;
+	struct load *in = placed.lookup(&path), *out = gone.lookup(&path);
+	bool room;
 
-	if (!guard || !in)
+	if (!guard || !in || !out)
 		return false;
 	bpf_spin_lock(&guard->lock);
-	if (in->qps == seen) {
-		in->qps = seen + 1;
-		done = true;
-	}
+	room = active(in, out) * weights < qps * weight;
+	if (room)
+		in->qps++;
 	bpf_spin_unlock(&guard->lock);
-	return done;
+	return room;
 }
 
 /* Adds to `placed` whatever it is now. Under the same lock, so that no claim is lost. */
@@ -121,24 +116,24 @@ static __always_inline void add_placed(__u32 path, __s64 qps)
 	bpf_spin_unlock(&guard->lock);
 }
 
-/* The first path of the order that holds less than its share, ceil((active + 1) * weight / total) over the usable paths.
- * `count < ceil(a / b)` is `count * b < a` in whole numbers. A count that another CPU raises meanwhile only makes the
- * total too small and so the bound stricter: what claim() then grants is within the true bound. */
-static __always_inline __u32 choose_bounded(const struct slot_order *order, const struct group *group, __u64 usable,
-                                            __u64 *seen)
+/* The first path of the order that holds less than its share of all QPs of the usable paths, this one included. Counted
+ * there; NO_PATH: none. What other CPUs place meanwhile makes the total too small, and so the share stricter: a place that
+ * is granted is within the true share, but for once all may seem full. */
+static __always_inline __u32 claim_bounded(const struct slot_order *order, const struct group *group, __u64 usable)
 {
 	__u64 qps = 1, weights = 0;
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < PATHS_MAX; i++) {
 		__u32 path = order->path[i];
+		struct load *in = placed.lookup(&path), *out = gone.lookup(&path);
 
-		if (path >= PATHS_MAX)
+		if (path >= PATHS_MAX || !in || !out)
 			break;
-		if (!(usable >> path & 1))
-			continue;
-		qps += active(path, seen);
-		weights += group->weight[path];
+		if (usable >> path & 1) {
+			qps += active(in, out);
+			weights += group->weight[path];
+		}
 	}
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < PATHS_MAX; i++) {
@@ -146,7 +141,7 @@ static __always_inline __u32 choose_bounded(const struct slot_order *order, cons
 
 		if (path >= PATHS_MAX)
 			break;
-		if (usable >> path & 1 && active(path, seen) * weights < qps * group->weight[path])
+		if (usable >> path & 1 && claim(path, qps, weights, group->weight[path]))
 			return path;
 	}
 	return NO_PATH;
@@ -161,12 +156,8 @@ static __always_inline __u32 place(const struct slot_order *order, const struct 
 	if (placement == PLACEMENT_BALANCED) {
 #pragma clang loop unroll(disable)
 		for (int i = 0; i < PLACEMENT_ATTEMPTS; i++) {
-			__u64 seen = 0;
-
-			home = choose_bounded(order, group, usable, &seen);
-			if (home >= PATHS_MAX)
-				break;
-			if (claim(home, seen))
+			home = claim_bounded(order, group, usable);
+			if (home < PATHS_MAX)
 				return home;
 		}
 	}

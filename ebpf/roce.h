@@ -6,6 +6,7 @@
 #include "parse.h"
 
 #define PORT_ROCE      4791 /* InfiniBand Architecture 1, annex A17 */
+#define PORT_BFD       3784 /* single-hop control packets (RFC 5881, 4); a tagged one is another interface's */
 #define PORT_VXLAN     4789 /* RFC 7348, 8 */
 #define VXLAN_FLAG_VNI 0x08 /* the I flag: the VNI is valid (RFC 7348, 5) */
 #define BTH_VERSION    0x0f /* TVer, of which 0 is the only one there is */
@@ -37,6 +38,15 @@ struct packet {
 	__be16 inner_protocol;      /* … and of the innermost IP header */
 	__u8 tagged;                /* the outer frame has a VLAN tag */
 };
+
+/* Where the packet in hand is noted: not on the stack, where the verifier would follow each way through the headers on
+ * its own through all that comes after (five times the work, and too much for older kernels). A hook's program is not
+ * interrupted by another hook's on its CPU: both run with bottom halves off. */
+static __always_inline struct packet *packet_in_hand(struct counters *own)
+{
+	_Static_assert(sizeof(struct packet) <= sizeof(own->scratch), "SCRATCH_BYTES is too small");
+	return (struct packet *)own->scratch;
+}
 
 static __always_inline enum verdict parse_udp(struct cursor *cursor, struct udphdr **udp)
 {
@@ -76,7 +86,8 @@ static __always_inline enum verdict parse_vxlan(struct cursor *cursor, void *sta
 	return parse_udp(cursor, udp);
 }
 
-/* Reads the headers that lie in the linear part. VERDICT_OPEN: `packet` names a RoCEv2 packet's QP. */
+/* Reads the headers that lie in the linear part. VERDICT_OPEN: `packet` names a RoCEv2 packet's QP. VERDICT_BFD: it says
+ * where the headers of a BFD control packet are. */
 static __always_inline enum verdict parse_linear(struct __sk_buff *skb, struct packet *packet)
 {
 	void *start = (void *)(long)skb->data;
@@ -108,6 +119,9 @@ static __always_inline enum verdict parse_linear(struct __sk_buff *skb, struct p
 		verdict = parse_vxlan(&cursor, start, packet, &udp);
 		if (verdict != VERDICT_OPEN)
 			return verdict;
+	} else if (udp->dest == bpf_htons(PORT_BFD)) {
+		packet->inner_udp = (void *)udp - start;
+		return packet->tagged ? VERDICT_NOT_ROCE : VERDICT_BFD;
 	} else {
 		copy_address(&packet->key.dst, &packet->destination);
 	}

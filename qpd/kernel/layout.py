@@ -54,12 +54,13 @@ PATH = np.dtype(
         ("pad", "V2"),
         ("next_hop", ADDRESS),
         ("interface", "S16"),
+        ("deadline_ns", "u8"),
     ]
 )
 GROUP = np.dtype([("members", "u8"), ("table", "u4"), ("pad", "u4"), ("weight", "u2", (PATHS_MAX,))])
 SLOT_ORDER = np.dtype([("path", "u1", (PATHS_MAX,))])
 DESTINATION_KEY = np.dtype([("prefixlen", "u4"), ("address", ADDRESS)])
-CONTROL = np.dtype([("generation", "u4"), ("placement", "u4")])
+CONTROL = np.dtype([("generation", "u4"), ("placement", "u4"), ("hold_up_ns", "u8")])
 PATH_COUNTERS = np.dtype([("packets", "u8"), ("bytes", "u8")])
 COUNTERS = np.dtype(
     [
@@ -67,12 +68,42 @@ COUNTERS = np.dtype(
         ("path", PATH_COUNTERS, (len(Hook), PATHS_MAX)),
         ("tick", "u8"),
         ("tick_ns", "u8"),
+        ("scratch", "V128"),
     ]
 )
 LOAD = np.dtype([("qps", "u8")])
 NEIGHBOUR_KEY = np.dtype([("ifindex", "u4"), ("mac", "V6"), ("pad", "V2")])
 EVENT = np.dtype([("kind", "u4"), ("path", "u4"), ("time_ns", "u8")])
 EVENT_QP = np.dtype([("head", EVENT), ("key", QP_KEY)])
+EVENT_PATH = np.dtype([("head", EVENT), ("up", "u4"), ("cause", "u4")])
+NEIGHBOUR_ADDRESS = np.dtype([("ifindex", "u4"), ("address", ADDRESS)])
+BFD_SIDE = np.dtype(
+    [
+        ("state", "u1"),
+        ("diagnostic", "u1"),
+        ("multiplier", "u1"),
+        ("flags", "u1"),
+        ("discriminator", "u4"),
+        ("desired_min_tx", "u4"),
+        ("required_min_rx", "u4"),
+    ]
+)
+BFD_SESSION = np.dtype(
+    [
+        ("local", BFD_SIDE),
+        ("remote", BFD_SIDE),
+        ("last_tx_ns", "u8"),
+        ("last_rx_ns", "u8"),
+        ("detection_ns", "u8"),
+        ("deadline_ns", "u8"),
+        ("up_since_ns", "u8"),
+        ("downs", "u4"),
+        ("path", "u4"),
+        ("state", "u1"),
+        ("cause", "u1"),
+        ("pad", "V6"),
+    ]
+)
 LOCK = np.dtype([("lock", "u4")])
 NOTHING = np.dtype([])
 INDEX = np.dtype("u4")
@@ -81,6 +112,7 @@ WORD = np.dtype("u8")
 QPS_MAX = 131072
 """Default size of the maps ``qps`` and ``arrivals``, as in maps.h."""
 NEIGHBOURS_MAX = 1024
+BFD_SESSIONS_MAX = 256
 EVENTS_BYTES = 256 * 1024
 LIVING_DAEMON, LIVING_TAP = 0, 1
 """Indices of the two words in ``living``."""
@@ -100,6 +132,10 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "neighbour_key": NEIGHBOUR_KEY,
     "event": EVENT,
     "event_qp": EVENT_QP,
+    "event_path": EVENT_PATH,
+    "neighbour_address": NEIGHBOUR_ADDRESS,
+    "bfd_side": BFD_SIDE,
+    "bfd_session": BFD_SESSION,
 }
 
 
@@ -127,6 +163,8 @@ MAPS: dict[str, MapLayout] = {
     "placed": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
     "gone": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
     "neighbours": MapLayout(MapType.HASH, NEIGHBOUR_KEY, INDEX, NEIGHBOURS_MAX),
+    "bfd_sessions": MapLayout(MapType.HASH, NEIGHBOUR_ADDRESS, BFD_SESSION, BFD_SESSIONS_MAX),
+    "path_of_next_hop": MapLayout(MapType.HASH, NEIGHBOUR_ADDRESS, INDEX, 4 * PATHS_MAX),
     "locks": MapLayout(MapType.ARRAY, INDEX, LOCK, 2),
     "events": MapLayout(MapType.RINGBUF, NOTHING, NOTHING, EVENTS_BYTES),
 }

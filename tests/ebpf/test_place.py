@@ -149,8 +149,8 @@ def test_groups_share_the_count_of_the_paths_that_they_share(classifier: Classif
 
 QPS = 20_000
 ROUNDS = 300
-STEER = "return steer_packet(skb, &packet, own);"
-NUMBERED = f"packet.key.dest_qp = skb->mark + own->verdicts[HOOK_OBSERVE][VERDICT_BFD]++ % {QPS};"
+STEER = "return steer_packet(skb, packet, own);"
+NUMBERED = f"packet->key.dest_qp = skb->mark + own->verdicts[HOOK_OBSERVE][VERDICT_BFD]++ % {QPS};"
 """Each run takes the packet for the next QP's, so that one call places thousands. Each CPU counts for itself."""
 GATE = "BPF_ARRAY(gate, __u64, 2);\n"
 GATED = """
@@ -163,7 +163,7 @@ GATED = """
 	#pragma clang loop unroll(disable)
 	for (int i = 0; i < 4000 && *(volatile __u64 *)there < *here; i++)
 		bpf_ktime_get_ns();
-	packet.key.dest_qp = skb->mark;
+	packet->key.dest_qp = skb->mark;
 """
 """The run waits for the other CPU's to come as far, so that both place their QP in the same moment."""
 
