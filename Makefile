@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard qpd tests bench)
 SCRIPTS := scripts/in-guest scripts/run-tiers
 SHELL_SCRIPTS := scripts/setup scripts/guest-kernel .ci/run $(wildcard deploy/containerlab/common/*.sh)
-C_SOURCES := $(wildcard ebpf/*.[ch])
+C_SOURCES := $(wildcard ebpf/*.[ch] bench/*.c)
 # One tier of the tests (unit, ebpf, fabric, guest, container) or several in quotes; empty: all.
 TIER ?=
 # The packages that these tiers need; `unit` needs nothing but Python.
@@ -25,8 +25,8 @@ demo: | setup-demo venv ## fabric, traffic, qpd: the uplinks' shares without and
 test: | setup-test venv ## all tests, or one tier: make test TIER=unit|ebpf|fabric|guest|container (sets itself up)
 	@scripts/run-tiers $(TIER)
 
-bench: | setup-bench venv ## nanoseconds a packet, fabric throughput, memory, start time (root; sets itself up)
-	$(BIN)/python -m bench
+bench: | setup-bench venv ## nanoseconds a packet, fabric throughput, memory, start time (root; make bench ARGS=--quick)
+	$(BIN)/python -m bench $(ARGS)
 
 lint: lint-ruff lint-format lint-mypy lint-c lint-shell ## ruff, mypy, clang-format, shellcheck (--keep-going for all that is wrong)
 
