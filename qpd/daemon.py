@@ -32,7 +32,7 @@ from qpd.kernel.fib import PROTOCOL, OverrideTable
 from qpd.kernel.lock import LockedError, PinLock
 from qpd.kernel.maps import Maps
 from qpd.kernel.netlink import NetlinkSource
-from qpd.kernel.ring import EventKind, RingEvent
+from qpd.kernel.ring import EventKind, RingEvent, tap_report
 from qpd.model import (
     BfdSessionsRead,
     Event,
@@ -148,6 +148,7 @@ class Daemon:
         closing.callback(self._overrides.close)
 
         self.maps.set_placement(Placement[settings.placement.upper()])
+        self.maps.set_hold_up(settings.hold_up)
         await self._classifier.forget_gone()
         self.attached = await self._classifier.attached()
         left = adopt(self.maps, self.attached, self._drained.read(), self._overrides)
@@ -156,6 +157,8 @@ class Daemon:
         self._applier.start()
         closing.push_async_callback(self._applier.stop)
 
+        self._netlink = NetlinkSource(reconcile=settings.reconcile_interval)
+        self._frr = FrrSource(settings.frr.socket_dir, interface_of=self._netlink.interface_of)
         self._view = View(self)
         api = ApiServer(self._view, settings)
         await api.start()
@@ -178,9 +181,6 @@ class Daemon:
         )
 
     async def _start_sources(self) -> None:
-        settings, loop = self.settings, asyncio.get_running_loop()
-        self._netlink = NetlinkSource(reconcile=settings.reconcile_interval)
-        self._frr = FrrSource(settings.frr.socket_dir, interface_of=self._netlink.interface_of)
         # Names first: a path that is named before it is first seen never changes its name, its plane, and so its slots.
         try:
             await self._netlink.start(self.deliver)
@@ -192,6 +192,7 @@ class Daemon:
         held, self._held = self._held or [], None
         # What FRR has said goes before the first picture of the kernel, which begins what netlink has said.
         self.deliver(sorted(held, key=lambda event: not isinstance(event, _FRR_EVENTS)))
+        loop = asyncio.get_running_loop()
         self._ring.watch(loop, self._take)
         self._closing.callback(self._ring.unwatch, loop)
 
@@ -228,7 +229,9 @@ class Daemon:
             self._timer = asyncio.get_running_loop().call_later(delay, self.handle, Tick())
 
     def _take(self, records: list[RingEvent]) -> None:
-        if any(record.kind is EventKind.PATH_STATE for record in records):
+        reports = [tap_report(record) for record in records if record.kind is EventKind.PATH_STATE]
+        if reports:
+            self.deliver(reports)
             self._frr.hint()
 
     async def _count(self) -> None:

@@ -65,7 +65,7 @@ class Placement(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One interface. ``up``: administratively up *and* carrier (IFF_UP, IFF_LOWER_UP). ``kind``: IFLA_INFO_KIND or ''."""
+    """One interface. ``up``: administratively up *and* carrier (IFF_UP, IFF_LOWER_UP). ``kind``: IFLA_INFO_KIND."""
 
     ifindex: int
     name: str
@@ -106,7 +106,7 @@ class NextHop:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A unicast route of the main table. ``protocol``: RTPROT_* number (186 = bgp, see rtnetlink(7) and FRR's zebra)."""
+    """A unicast route of the main table. ``protocol``: RTPROT_* number (rtnetlink(7); 186: FRR's bgpd)."""
 
     prefix: Network
     next_hops: tuple[NextHop, ...]
@@ -219,7 +219,7 @@ class NeighbourGone:
 
 @dataclass(frozen=True, slots=True)
 class PeersNamed:
-    """Host names of routing peers, from FRR (hostname capability): replaces all names. Key: interface and peer address."""
+    """Host names of routing peers, from FRR (hostname capability); all of them. Key: interface and peer address."""
 
     names: Mapping[NextHopKey, str]
 
@@ -449,11 +449,18 @@ class WriteNeighbours:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteNextHops:
+    """(ifindex, next hop or BFD peer) to path id, all of them: whose life a BFD session tells."""
+
+    paths: Mapping[tuple[int, Address], int]
+
+
+@dataclass(frozen=True, slots=True)
 class WriteOverrides:
     """Routes to put (or replace) in qpd's own table.
 
-    An empty tuple writes a ``throw`` route: the prefix is left to main. It is needed for the more specific routes inside
-    an overridden prefix, since a rule that finds any match in a table before main never reaches main.
+    An empty tuple writes a ``throw`` route: the prefix is left to main. It is needed for the more specific routes
+    inside an overridden prefix, since a rule that finds any match in a table before main never reaches main.
     """
 
     routes: Mapping[Network, tuple[NextHop, ...]]
@@ -492,6 +499,7 @@ Operation = (
     | RaiseGeneration
     | SetLiving
     | WriteNeighbours
+    | WriteNextHops
     | WriteOverrides
     | EraseOverrides
     | Tell

@@ -205,7 +205,7 @@ class View:
                 group=None if found is None else found.group,
                 order=[] if found is None else found.orders[slot_of(qp_hash(key))].tolist(),
                 paths=paths,
-                living=self.rooms.maps.living(),
+                living=self.rooms.maps.usable(),
                 homes={id_: int(placed[id_]) - int(gone[id_]) for id_ in paths},
                 placement=Placement[self.rooms.settings.placement.upper()],
                 row=row,
@@ -268,7 +268,7 @@ class View:
         planner = self.rooms.planner
         if not self.steering:
             return NOWHERE
-        living = self.rooms.maps.living()
+        living = self.rooms.maps.usable()
 
         def group_of(destination: Address) -> int:
             found = planner.explain_destination(destination)

@@ -29,6 +29,7 @@ from qpd.model import (
     WriteDestinations,
     WriteGroup,
     WriteNeighbours,
+    WriteNextHops,
     WriteOverrides,
     WritePath,
     WriteTable,
@@ -89,7 +90,7 @@ class Applier:
         for operation in operations:
             self._apply(operation)
 
-    def _apply(self, operation: Operation) -> None:  # noqa: C901 - one line an operation
+    def _apply(self, operation: Operation) -> None:  # noqa: C901, PLR0912 - one line an operation
         match operation:
             case SetLiving(word):
                 self._maps.set_living(word)
@@ -111,6 +112,8 @@ class Applier:
                 self._maps.raise_generation()
             case WriteNeighbours(paths):
                 self._maps.replace_neighbours(paths)
+            case WriteNextHops(next_hops):
+                self._maps.replace_next_hops(next_hops)
             case AttachUplink() | DetachUplink() | WriteOverrides() | EraseOverrides():
                 self._queue.put_nowait(operation)
             case Tell():
@@ -146,6 +149,7 @@ class Applier:
             await self._uplinks.detach(ifindex, interface)
         except AttachError as error:
             return str(error)
+        self._maps.forget_sessions(ifindex)
         self._tell(Tell("uplink-detached", {"interface": interface, "ifindex": ifindex}))
         return ""
 

@@ -7,7 +7,7 @@ whole hash maps in chunks (about 1 ms a chunk, with the GIL released) and belong
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -140,13 +140,24 @@ class Maps:
     # --- paths, groups, tables, destinations --------------------------------------------------------------------
 
     def write_path(self, path: UplinkPath) -> None:
-        """Write the next hop that this path's id stands for."""
+        """Write the next hop that this path's id stands for.
+
+        What the BFD tap knows of the path is kept where the next hop is the same, and forgotten where the id goes to
+        another one.
+        """
         record = np.zeros(1, layout.PATH)
         record["ifindex"] = path.ifindex
         record["family"] = _FAMILY_IPV4 if path.next_hop.version == 4 else _FAMILY_IPV6
         record["sole"] = path.sole
         record["next_hop"] = np.void(layout.pack_address(path.next_hop))
         record["interface"] = path.interface.encode()
+        before = self._tables["paths"].get(path.id)
+        if before is not None and all(before[name] == record[name][0] for name in ("ifindex", "next_hop")):
+            record["deadline_ns"] = before["deadline_ns"]
+        else:
+            self._tables["living"].set(
+                layout.LIVING_TAP, np.uint64(self.tap_dead() & ~(1 << path.id)).tobytes()
+            )
         self._tables["paths"].set(path.id, record)
 
     def erase_path(self, path_id: int) -> None:
@@ -244,6 +255,16 @@ class Maps:
         """Set the daemon's word of living paths: one store of 64 bits, seen by the next packet."""
         self._tables["living"].set(layout.LIVING_DAEMON, np.uint64(word).tobytes())
 
+    def usable(self) -> int:
+        """The paths that serve: living as the daemon wants it, and not held down by the tap."""
+        return self.living() & ~self.tap_dead()
+
+    def set_hold_up(self, seconds: float) -> None:
+        """Set how long a BFD session has to be Up before the tap lets its dead path serve again."""
+        record = self._control()
+        record["hold_up_ns"] = round(seconds * 1e9)
+        self._tables["control"].set(0, record)
+
     def generation(self) -> int:
         """The generation of groups, destinations and tables."""
         return int(self._control()["generation"][0])
@@ -266,19 +287,45 @@ class Maps:
         self._tables["control"].set(0, record)
 
     def replace_neighbours(self, paths: Mapping[tuple[int, str], int]) -> None:
-        """Make the map of (ifindex, MAC) to path id hold exactly these. New ones come before old ones go."""
-        table = self._tables["neighbours"]
+        """Make the map of (ifindex, MAC) to path id hold exactly these."""
         keys = np.zeros(len(paths), layout.NEIGHBOUR_KEY)
         for record, (ifindex, mac) in zip(keys, paths, strict=True):
             record["ifindex"] = ifindex
             record["mac"] = np.void(layout.pack_mac(mac))
+        self._replace("neighbours", keys, paths.values())
+
+    def replace_next_hops(self, paths: Mapping[tuple[int, Address], int]) -> None:
+        """Make the map of (ifindex, next hop or BFD peer) to path id hold exactly these."""
+        keys = np.zeros(len(paths), layout.NEIGHBOUR_ADDRESS)
+        for record, (ifindex, address) in zip(keys, paths, strict=True):
+            record["ifindex"] = ifindex
+            record["address"] = np.void(layout.pack_address(address))
+        self._replace("path_of_next_hop", keys, paths.values())
+
+    def next_hops(self) -> dict[tuple[int, Address], int]:
+        """(ifindex, next hop or BFD peer) to path id."""
+        keys, values = self._tables["path_of_next_hop"].all()
+        return {
+            (int(key["ifindex"]), layout.unpack_address(bytes(key["address"]))): int(value)
+            for key, value in zip(keys, values, strict=True)
+        }
+
+    def forget_sessions(self, ifindex: int) -> None:
+        """Forget what the tap knows of the BFD sessions of an interface that is no uplink any more."""
+        table = self._tables["bfd_sessions"]
+        keys, _ = table.all()
+        table.erase(keys[keys["ifindex"] == ifindex])
+
+    def _replace(self, name: str, keys: Records, values: Collection[int]) -> None:
+        """Make a hash map hold exactly these: new ones come before old ones go, where there is room for both."""
+        table = self._tables[name]
         wanted = {key.tobytes() for key in keys}
         old, _ = table.all()
-        surplus = np.array([key for key in old if key.tobytes() not in wanted], layout.NEIGHBOUR_KEY)
+        surplus = np.array([key for key in old if key.tobytes() not in wanted], keys.dtype)
         if len(wanted) + len(surplus) > table.entries:
             table.erase(surplus)
             surplus = surplus[:0]
-        table.write(keys, np.fromiter(paths.values(), layout.INDEX, len(paths)))
+        table.write(keys, np.fromiter(values, layout.INDEX, len(keys)))
         table.erase(surplus)
 
     def neighbours(self) -> dict[tuple[int, str], int]:

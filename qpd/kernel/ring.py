@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from qpd.kernel import bpf, layout
 from qpd.kernel.table import check_layout
-from qpd.model import QueuePairKey
+from qpd.model import QueuePairKey, TapReported
 
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _HEADER = 8
@@ -37,6 +37,16 @@ class EventKind(IntEnum):
     QP_NEW = 1
     PATH_STATE = 2
     QP_MOVED = 3
+
+
+class TapCause(IntEnum):
+    """``enum tap_cause`` of maps.h."""
+
+    UP = 0
+    LOCAL_DOWN = 1
+    REMOTE_DOWN = 2
+    SILENT = 3
+    LIFTED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +155,17 @@ class Ring:
                 self.unknown += 1
                 return None
             qp = layout.unpack_qp_key(np.frombuffer(content, layout.QP_KEY, 1)[0])
+        elif len(record) < layout.EVENT_PATH.itemsize:
+            self.unknown += 1
+            return None
         return RingEvent(kind, int(head["path"]), int(head["time_ns"]), qp, content)
+
+
+def tap_report(event: RingEvent) -> TapReported:
+    """What the BFD tap says by a PATH_STATE event. ``cause`` is a :class:`TapCause`'s name with dashes."""
+    _, up, cause = np.frombuffer(bytes(layout.EVENT.itemsize) + event.content, layout.EVENT_PATH, 1)[0]
+    try:
+        name = TapCause(int(cause)).name.lower().replace("_", "-")
+    except ValueError:
+        name = f"cause-{cause}"
+    return TapReported(event.path, bool(up), name, event.kernel_ns)

@@ -38,6 +38,7 @@ RATE = 250.0
 """Packets per second and QP."""
 SETTLE = 1.0
 PATIENCE = 30.0
+START_DEADLINE = 120.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,6 @@ class Demo:
         ends = [link.end(LEAF) for link in self._uplinks]
         async with Sampler(self._fabric, ends, interval=0.1) as sampler:
             without = await self._without(flow, sampler)
-            await self._start_qpd()
             summary = await self._with(flow, sampler, without)
         self._write(summary, sampler.series)
         return summary
@@ -126,6 +126,9 @@ class Demo:
             self._mark("kernel ECMP")
             await asyncio.sleep(SETTLE)
             loads = await self._measure(sampler)
+            await self._start_qpd()
+            self._mark("qpd steers")
+            await asyncio.sleep(self._seconds / 2)
         return loads
 
     async def _start_qpd(self) -> None:
@@ -133,19 +136,18 @@ class Demo:
         for leaf in self._fabric.leaves:
             await asyncio.to_thread(self._fabric.start_qpd, leaf, wait=False)
         for leaf in self._fabric.leaves:
-            await asyncio.to_thread(self._fabric.wait_qpd, leaf)
+            await asyncio.to_thread(self._fabric.wait_qpd, leaf, START_DEADLINE)
 
     async def _with(self, flow: Flow, sampler: Sampler, without: Loads) -> Summary:
-        self._say("the same traffic, steered")
+        self._say("the same traffic again, steered from its first packet")
         traffic = Traffic(self._fabric, [flow])
         async with traffic:
-            self._mark("qpd steers")
             await asyncio.sleep(SETTLE)
             summary = Summary(len(self._qps), without, await self._measure(sampler), nominal_gap=1 / RATE)
             self._compare(summary)
             before = await self._homes()
-            self._show("qps", "--limit", "8")
-            self._show("explain", "--dst", self._fabric.address(DESTINATION), "--qp", str(self._qps[0]))
+            await self._show("qps", "--limit", "8")
+            await self._show("explain", "--dst", self._fabric.address(DESTINATION), "--qp", str(self._qps[0]))
 
             link = self._busiest(before)
             peer = link.other(LEAF)
@@ -159,7 +161,7 @@ class Demo:
             summary.moved = [qp for qp in self._qps if during[qp] != before[qp]]
             summary.unmoved = [qp for qp in self._qps if during[qp] == before[qp]]
             summary.wrongly_moved = [qp for qp in summary.moved if before[qp] != name]
-            self._show("paths")
+            await self._show("paths")
             self._say(
                 f"{len(summary.moved)} QPs moved, all of them {name}'s; {len(summary.unmoved)} stayed where they were"
                 if not summary.wrongly_moved
@@ -175,7 +177,7 @@ class Demo:
             after = await self._current()
             summary.home = [qp for qp in self._qps if after[qp] == before[qp]]
             self._say(f"{len(summary.home)} of {len(self._qps)} QPs are home")
-            self._show("events")
+            await self._show("events", "--no-follow")
         self._outages(summary, traffic.result)
         return summary
 
@@ -247,21 +249,21 @@ class Demo:
     # --- telling
 
     def _say(self, line: str) -> None:
-        self._out.print(Text("==> ", style="bold green") + Text(line, style="bold"))
+        self._out.print(Text("==> ", style="bold green") + Text(line, style="bold"), soft_wrap=True)
 
     def _mark(self, label: str) -> None:
         self._marks.append(Mark(time.monotonic_ns(), label))
 
-    def _show(self, *arguments: str) -> None:
+    async def _show(self, *arguments: str) -> None:
         """What qpctl on the leaf says, in its own words."""
         self._out.print(Text(f"{LEAF}# qpctl {' '.join(arguments)}", style="cyan"))
-        answer = self._fabric.sidecar(LEAF).qpctl(*arguments)
+        answer = await asyncio.to_thread(self._fabric.sidecar(LEAF).qpctl, *arguments)
         if answer.returncode != 0:
             raise LabError(f"qpctl {' '.join(arguments)}: {answer.stderr.strip()}")
         self._out.out(answer.stdout.rstrip() + "\n", highlight=False)
 
     def _compare(self, summary: Summary) -> None:
-        table = Table(title=f"Load of {LEAF}'s uplinks, {summary.qps} equal QPs, one UDP source port")
+        table = Table(title=f"load of {LEAF}'s uplinks")
         table.add_column("uplink to")
         table.add_column("kernel ECMP", justify="right")
         table.add_column("qpd", justify="right")
@@ -290,7 +292,7 @@ def _fabric(out: Console) -> Iterator[Fabric]:
     fabric.check_free()
     begun = time.monotonic()
     try:
-        fabric.up(qpd=False, progress=lambda line: out.print(f"    {line}", style="dim"))
+        fabric.up(qpd=False, progress=lambda line: out.print(f"    {line}", style="dim", soft_wrap=True))
         out.print(f"    up in {time.monotonic() - begun:.0f} s", style="dim")
         yield fabric
     finally:

@@ -31,15 +31,17 @@ class Mark:
 def draw(
     series: Series, names: Mapping[Endpoint, str], marks: Sequence[Mark], file: Path, title: str
 ) -> None:
-    """Write a PNG: transmitted Mbit/s of every endpoint, with the marks as lines."""
+    """Write a PNG: transmitted Mbit/s of every endpoint, one on the other, with the marks as lines."""
     begin = series.times_ns[0]
     middle = [(a + b) / 2 for a, b in zip(series.times_ns, series.times_ns[1:], strict=False)]
     seconds = (np.array(middle) - begin) / 1e9
     figure, axes = plt.subplots(figsize=(10, 4.2), dpi=130, layout="constrained")
-    for number, (endpoint, name) in enumerate(names.items()):
-        rates = series.rates(endpoint, "tx_bytes") * 8 / 1e6
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(seconds, rates, label=f"{endpoint.interface} to {name}", color=colour, linewidth=1.8)
+    axes.stackplot(
+        seconds,
+        [series.rates(endpoint, "tx_bytes") * 8 / 1e6 for endpoint in names],
+        labels=[f"{endpoint.interface} to {name}" for endpoint, name in names.items()],
+        colors=COLOURS[: len(names)],
+    )
     top = axes.get_ylim()[1]
     axes.set_ylim(0, top * 1.15)
     for mark in marks:

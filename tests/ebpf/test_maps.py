@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -277,8 +278,38 @@ def test_the_words(maps: Maps) -> None:
     maps.set_placement(Placement.BALANCED)
     assert maps.raise_generation() == 2
     assert (maps.generation(), maps.placement()) == (2, Placement.BALANCED)
-    maps._tables["control"].set(0, np.array([(0xFFFFFFFF, 1)], layout.CONTROL))
+    maps.set_hold_up(1.5)
+    assert maps._tables["control"].get(0)["hold_up_ns"] == 1_500_000_000
+    maps._tables["control"].set(0, np.array([(0xFFFFFFFF, 1, 0)], layout.CONTROL))
     assert maps.raise_generation() == 1, "0 would be that of an entry which has seen no group"
+
+
+def test_what_the_tap_knows_stays_with_the_next_hop(maps: Maps) -> None:
+    """Not with the id: written anew it is kept, given to another next hop it is forgotten."""
+    path = uplink(3, "10.1.0.1")
+    maps.write_path(path)
+    record = maps._tables["paths"].get(3)
+    record["deadline_ns"] = 77
+    maps._tables["paths"].set(3, record.tobytes())
+    maps._tables["living"].set(layout.LIVING_TAP, np.uint64(0b1010).tobytes())
+    maps.set_living(0b1011)
+    assert maps.usable() == 0b0001
+
+    maps.write_path(replace(path, sole=not path.sole))
+    assert maps._tables["paths"].get(3)["deadline_ns"] == 77
+    assert maps.tap_dead() == 0b1010
+    maps.write_path(replace(path, next_hop=ip_address("10.9.9.9")))
+    assert maps._tables["paths"].get(3)["deadline_ns"] == 0
+    assert maps.tap_dead() == 0b0010
+
+
+def test_next_hops_are_replaced(maps: Maps) -> None:
+    first = {(3, ip_address("10.1.0.1")): 0, (3, ip_address("fe80::1")): 0, (4, ip_address("fe80::1")): 5}
+    maps.replace_next_hops(first)
+    assert maps.next_hops() == first
+    second = {(4, ip_address("fe80::1")): 6, (7, ip_address("10.1.0.9")): 1}
+    maps.replace_next_hops(second)
+    assert maps.next_hops() == second
 
 
 def test_counters_are_summed_over_cpus(maps: Maps) -> None:
