@@ -288,7 +288,7 @@ def test_what_the_tap_knows_stays_with_the_next_hop(maps: Maps) -> None:
     """Not with the id: written anew it is kept, given to another next hop it is forgotten."""
     path = uplink(3, "10.1.0.1")
     maps.write_path(path)
-    record = np.array(maps._tables["paths"].get(3))
+    record = np.frombuffer(bytearray(maps._tables["paths"].octets(3) or b""), layout.PATH)
     record["deadline_ns"] = 77
     maps._tables["paths"].set(3, record.tobytes())
     maps._tables["living"].set(layout.LIVING_TAP, np.uint64(0b1010).tobytes())
