@@ -130,6 +130,8 @@ class Capture:
         if kind is None:
             await self._settle()
         lost = await self._end(signal.SIGTERM)
+        if self._temporary and (kind is not None or lost):
+            shutil.rmtree(self.directory, ignore_errors=True)
         if kind is None and lost:
             raise LabError(f"tcpdump lost packets: {'; '.join(lost)}; capture less or send slower")
 
