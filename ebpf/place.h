@@ -74,6 +74,14 @@ static __always_inline __u32 choose(const struct slot_order *order, __u64 usable
 	return NO_PATH;
 }
 
+/* A path id as an index. The compiler keeps a copy from before its check, for which a verifier as of Linux 6.1 knows no
+ * limit: so it is masked where the compiler cannot see that this changes nothing. */
+static __always_inline __u64 as_index(__u64 path)
+{
+	asm volatile("" : "+r"(path));
+	return path & (PATHS_MAX - 1);
+}
+
 /* QPs whose home the path is. The daemon's count may run ahead by a moment: never below none. */
 static __always_inline __u64 active(const struct load *in, const struct load *out)
 {
@@ -132,7 +140,7 @@ static __always_inline __u32 claim_bounded(const struct slot_order *order, const
 			break;
 		if (usable >> path & 1) {
 			qps += active(in, out);
-			weights += group->weight[path];
+			weights += group->weight[as_index(path)];
 		}
 	}
 #pragma clang loop unroll(disable)
@@ -141,7 +149,7 @@ static __always_inline __u32 claim_bounded(const struct slot_order *order, const
 
 		if (path >= PATHS_MAX)
 			break;
-		if (usable >> path & 1 && claim(path, qps, weights, group->weight[path]))
+		if (usable >> path & 1 && claim(path, qps, weights, group->weight[as_index(path)]))
 			return path;
 	}
 	return NO_PATH;

@@ -127,7 +127,7 @@ class Classifier:
 
     def reset(self) -> None:
         """As new: no QP, no path, no group. Counters go on, as they do in life."""
-        for name in ("qps", "arrivals", "destinations", "neighbours"):
+        for name in ("qps", "arrivals", "destinations", "neighbours", "bfd_sessions", "path_of_next_hop"):
             table = self.maps._tables[name]
             keys, _ = table.all()
             table.erase(keys)

@@ -6,6 +6,7 @@ Names as in the packet: outer is what the underlay routes by, inner is what a VT
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
@@ -282,3 +283,63 @@ def ones_sum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
+
+
+# --- BFD -------------------------------------------------------------------------------------------------------------
+
+PORT_BFD = 3784
+ADMIN_DOWN, DOWN, INIT, UP = range(4)
+POLL, FINAL, AUTHENTICATION, DEMAND, MULTIPOINT = 0x20, 0x10, 0x04, 0x02, 0x01
+NODE = {4: "198.51.100.0", 6: "fe80::a"}
+PEER = {4: "198.51.100.1", 6: "fe80::1"}
+NODE_DISCRIMINATOR, PEER_DISCRIMINATOR = 0x11, 0x22
+
+
+@dataclass(frozen=True)
+class Bfd:
+    """A BFD control packet (RFC 5880, 4.1) that leaves (``leaves``) or arrives. Intervals in microseconds."""
+
+    leaves: bool
+    state: int
+    version: int = 4
+    my: int | None = None
+    your: int | None = None
+    multiplier: int = 3
+    tx: int = 10_000_000
+    rx: int = 10_000_000
+    flags: int = 0
+    diagnostic: int = 0
+    ttl: int = 255
+    bfd_version: int = 1
+    length: int = 24
+    port: int = PORT_BFD
+    peer: str = ""
+    tags: int = 0
+
+    def layers(self) -> Packet:
+        """The packet, for who wants to wrap it."""
+        ours, theirs = NODE_DISCRIMINATOR, PEER_DISCRIMINATOR
+        my = (ours if self.leaves else theirs) if self.my is None else self.my
+        your = (theirs if self.leaves else ours) if self.your is None else self.your
+        body = struct.pack(
+            "!BBBBIIIII",
+            self.bfd_version << 5 | self.diagnostic,
+            self.state << 6 | self.flags,
+            self.multiplier,
+            self.length,
+            my,
+            your,
+            self.tx,
+            self.rx,
+            0,
+        )
+        body += bytes(max(0, self.length - 24))
+        peer = self.peer or PEER[self.version]
+        addresses = (NODE[self.version], peer) if self.leaves else (peer, NODE[self.version])
+        hops = {"ttl": self.ttl} if self.version == 4 else {"hlim": self.ttl}
+        header = ip(self.version, addresses, **hops)
+        return ethernet(self.tags, MACS) / header / UDP(sport=49152, dport=self.port) / Raw(body)
+
+    def build(self) -> bytes:
+        """The packet's octets."""
+        return bytes(self.layers())
