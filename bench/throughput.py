@@ -172,7 +172,7 @@ def run(
             results["rows"].append(row)
             if arrangement.mode is None:
                 ratio = row["ratio"]
-                noise = max(abs(ratio["median"] - 1), (ratio["high"] - ratio["low"]) / 2)
+                noise = max(abs(ratio["median"] - 1), _uncertainty(ratio, pairs))
                 results["noise"] = round(noise, 4)
             limit = TARGETS.get((arrangement.mode or "tcx", arrangement.case.name))
             if arrangement.mode is not None and limit is not None:
@@ -300,6 +300,11 @@ def _bed(scope: Scope, folder: Path | None) -> Iterator[_Bed]:
         stack.callback(sender.close)
         arrivals = stack.enter_context(rtnetlink.Socket(built.receiver))
         yield _Bed(built, nodes[0], nodes[1], sender, arrivals)
+
+
+def _uncertainty(spread: dict[str, float], count: int) -> float:
+    """Half of the interval in which a median lies (McGill, Tukey, Larsen 1978: notches of box plots, about 95 %)."""
+    return 1.57 * (spread["high"] - spread["low"]) / float(np.sqrt(count))
 
 
 def _named(counts: dict[Verdict, int]) -> str:
