@@ -302,7 +302,7 @@ static __always_inline void silence(__u32 path, struct path *at)
 	bpf_spin_lock(&guard->lock);
 	if (at->deadline_ns && now > at->deadline_ns) {
 		at->deadline_ns = 0;
-		silent = !(*dead >> path & 1);
+		silent = true;
 		*dead |= 1ULL << path;
 	}
 	bpf_spin_unlock(&guard->lock);
