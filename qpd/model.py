@@ -76,7 +76,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, order=True)
 class NextHopKey:
-    """What makes a path the same path: interface name and next-hop address."""
+    """An address on an interface: of a next hop, or of a routing or BFD peer."""
 
     interface: str
     address: Address = field(compare=True)
@@ -315,7 +315,7 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """One next hop on one uplink. ``id``: its bit in the word of living paths, kept for the path's life."""
+    """One neighbour on one uplink. ``id``: its bit in the word of living paths, kept for the path's life."""
 
     id: int
     name: str
@@ -329,6 +329,8 @@ class Path:
     since: float
     sole: bool
     """True: the only path on its interface."""
+    aliases: tuple[Address, ...] = ()
+    """The neighbour's other addresses: next hops of routes, and peers of BGP and BFD."""
 
     @property
     def key(self) -> NextHopKey:

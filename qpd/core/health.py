@@ -8,6 +8,7 @@ from qpd.core.config import PlannerConfig
 from qpd.model import Reason
 
 _DOUBLINGS_MAX = 30
+_BFD = (Reason.BFD_DOWN, Reason.BFD_SILENT)
 
 
 @dataclass(slots=True)
@@ -26,19 +27,30 @@ class Health:
     _serving_since: float | None = None
     _judged: bool = False
     _fell: bool = False
+    _last: Reason = Reason.NONE
+    """What spoke against it last."""
+    _last_at: float = 0.0
+    """Since when that was the worst."""
+    _hold: float = 0.0
+    """How long the last return was held."""
 
     @property
     def serving(self) -> bool:
         """Neither failing nor held."""
         return self.failing is Reason.NONE and self.hold_until is None
 
-    def judge(self, failure: Reason, now: float) -> None:
-        """Take in what speaks against the path at this time."""
-        if self.hold_until is not None and now >= self.hold_until:
-            self._serving_since, self.hold_until = self.hold_until, None
+    def judge(self, failure: Reason, now: float, bfd_up_since: float | None = None) -> None:
+        """Take in what speaks against the path at this time.
+
+        ``bfd_up_since``: since when its BFD session is known to be Up, where that is longer than it is told; the hold
+        counts from then if BFD was what spoke against the path last.
+        """
+        self._end_hold(now)
         if failure is not Reason.NONE:
             if self.failing is Reason.NONE:
                 self._fall(now)
+            if failure is not self.failing:
+                self._last, self._last_at = failure, now
             self.failing = failure
         elif self.failing is not Reason.NONE:
             self.failing = Reason.NONE
@@ -46,6 +58,13 @@ class Health:
         elif not self._judged:
             self._serving_since = now
         self._judged = True
+        if self.hold_until is not None and bfd_up_since is not None and self._last in _BFD:
+            self.hold_until = min(self.hold_until, max(bfd_up_since, self._last_at) + self._hold)
+            self._end_hold(now)
+
+    def _end_hold(self, now: float) -> None:
+        if self.hold_until is not None and now >= self.hold_until:
+            self._serving_since, self.hold_until = self.hold_until, None
 
     def _fall(self, now: float) -> None:
         served = 0.0 if self._serving_since is None else now - self._serving_since
@@ -58,8 +77,8 @@ class Health:
 
     def _return(self, now: float) -> None:
         longest = max(self.config.hold_up, self.config.hold_up_max)
-        hold = min(self.config.hold_up * 2.0**self.flaps, longest)
-        if hold > 0:
-            self.hold_until = now + hold
+        self._hold = min(self.config.hold_up * 2.0**self.flaps, longest)
+        if self._hold > 0:
+            self.hold_until = now + self._hold
         else:
             self._serving_since = now

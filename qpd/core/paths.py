@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from qpd.core.config import PlannerConfig
 from qpd.core.health import Health
 from qpd.core.routes import Legs
-from qpd.model import PATHS_MAX, NextHopKey, Path, PathState, Reason
+from qpd.model import PATHS_MAX, Address, NextHopKey, Path, PathState, Reason
 
 
 class PathRecord:
     """What the planner knows of one path."""
 
     __slots__ = (
+        "addresses",
+        "bfd_up_since",
         "dead_legs",
         "disagreed",
         "drained",
@@ -29,17 +31,25 @@ class PathRecord:
         "name",
         "plane",
         "reason",
+        "served",
         "since",
         "state",
         "tap_at",
         "tap_down",
+        "tap_holds_since",
         "tapped",
+        "uses",
         "weight",
     )
 
     def __init__(self, path_id: int, key: NextHopKey, config: PlannerConfig, now: float) -> None:
         self.id = path_id
         self.key = key
+        """Interface, and the address that packets are sent to."""
+        self.addresses: dict[Address, str] = {key.address: ""}
+        """All addresses of the neighbour, with the MAC that each had last ('': never known)."""
+        self.uses: Counter[Address] = Counter()
+        """How many legs have each address as their next hop; none that is not used."""
         self.ifindex = 0
         self.host_name: str | None = None
         self.name = key.interface
@@ -56,17 +66,23 @@ class PathRecord:
         self.linger_until: float | None = None
         self.tap_down: Reason | None = None
         """What the kernel's BFD tap has against it."""
+        self.tap_holds_since: float | None = None
+        """bfdd has said Up since then, while the tap still holds the path down."""
         self.tap_at = 0.0
         self.tapped = False
         """The tap has reported of it at least once."""
-        self.disagreed = False
-        """At the last look, tap and bfdd differed."""
+        self.disagreed = 0
+        """How often in a row tap and bfdd differed when bfdd was read."""
+        self.bfd_up_since: float | None = None
+        """What the tap's last report says of when its session came Up; until it has been judged."""
         self.fib_dead = False
         """The main table cannot know that it is dead: BFD or the neighbour told, and it has not served since."""
+        self.served = False
+        """It was in the word of living paths: QPs may call it their home."""
 
 
 class Registry:
-    """All known paths by key. Ids are bits of the word of living paths: 0 to 63."""
+    """All known paths by any of their addresses. Ids are bits of the word of living paths: 0 to 63."""
 
     def __init__(self, config: PlannerConfig) -> None:
         self._config = config
@@ -75,17 +91,21 @@ class Registry:
         # An id that was given back is the last to be given again: QPs may still call it their home.
         self._free = deque(range(PATHS_MAX))
         self._returned: list[int] = []
-        self._per_interface: Counter[str] = Counter()
+        self._on: dict[str, dict[PathRecord, None]] = {}
 
     def __iter__(self) -> Iterator[PathRecord]:
-        return iter(self._by_key.values())
+        return iter(self._by_id.values())
 
     def __len__(self) -> int:
-        return len(self._by_key)
+        return len(self._by_id)
 
     def get(self, key: NextHopKey) -> PathRecord | None:
-        """The path of this interface and next hop."""
+        """The path that has this address on this interface."""
         return self._by_key.get(key)
+
+    def on(self, interface: str) -> Collection[PathRecord]:
+        """The paths on an interface, the eldest first."""
+        return self._on.get(interface, {}).keys()
 
     def by_id(self, path_id: int) -> PathRecord | None:
         """The path of this id."""
@@ -101,14 +121,25 @@ class Registry:
             self._free.remove(path_id)
         record = PathRecord(path_id, key, self._config, now)
         self._by_key[key] = self._by_id[path_id] = record
-        self._per_interface[key.interface] += 1
+        self._on.setdefault(key.interface, {})[record] = None
         return record
+
+    def attach(self, record: PathRecord, address: Address) -> None:
+        """The path's neighbour has this address, too; it must be no path's yet."""
+        record.addresses[address] = ""
+        self._by_key[NextHopKey(record.key.interface, address)] = record
+
+    def detach(self, record: PathRecord, address: Address) -> None:
+        """Forget one of a path's other addresses."""
+        del record.addresses[address]
+        del self._by_key[NextHopKey(record.key.interface, address)]
 
     def remove(self, record: PathRecord) -> None:
         """Forget a path; its id is free after ``recycle``."""
-        del self._by_key[record.key]
+        for address in record.addresses:
+            del self._by_key[NextHopKey(record.key.interface, address)]
         del self._by_id[record.id]
-        self._per_interface[record.key.interface] -= 1
+        del self._on[record.key.interface][record]
         self._returned.append(record.id)
 
     def recycle(self) -> bool:
@@ -120,7 +151,7 @@ class Registry:
 
     def sole(self, record: PathRecord) -> bool:
         """Whether it is the only path on its interface."""
-        return self._per_interface[record.key.interface] == 1
+        return len(self._on[record.key.interface]) == 1
 
     def rename(self) -> list[PathRecord]:
         """Give all paths their names, planes and configured weights; those that changed."""
@@ -178,4 +209,5 @@ class Registry:
             reason=record.reason,
             since=record.since,
             sole=self.sole(record),
+            aliases=tuple(address for address in record.addresses if address != record.key.address),
         )
