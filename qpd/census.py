@@ -31,9 +31,11 @@ class Steering:
         """Set ``path`` and ``group`` of ``struct qp`` records, in place, to what their next packet would get."""
         if not len(values):
             return
-        octets = np.ascontiguousarray(values["destination"]).view(np.uint8).reshape(len(values), 16)
-        # Few VTEPs, many QPs: one look-up a destination.
-        distinct, position = np.unique(octets, axis=0, return_inverse=True)
+        words = np.ascontiguousarray(values["destination"]).view(np.uint64).reshape(len(values), 2)
+        high, position = np.unique(words[:, 0], return_inverse=True)
+        low, at = np.unique(words[:, 1], return_inverse=True)
+        both, position = np.unique(position * len(low) + at, return_inverse=True)
+        distinct = np.stack((high[both // len(low)], low[both % len(low)]), axis=1)
         groups = np.array([self.group_of(unpack_address(packed.tobytes())) for packed in distinct], np.uint16)
         values["group"] = groups[position.ravel()]
         values["path"] = current_paths(

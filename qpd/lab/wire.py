@@ -86,7 +86,8 @@ class Sightings:
 class Capture:
     """Captures what arrives at endpoints for the time of an `async with` block.
 
-    A capture that lost packets is an error: its word would be worth nothing.
+    A capture that lost packets is an error: its word would be worth nothing. It ends when nothing comes any more;
+    with `live`, at once: traffic goes on, and what is on its way is left out.
     """
 
     def __init__(
@@ -96,18 +97,20 @@ class Capture:
         *,
         filter_: str = ROCE_FILTER,
         directory: Path | None = None,
+        live: bool = False,
     ) -> None:
         self.fabric = fabric
         self.endpoints = tuple(endpoints)
         self._filter = filter_
+        self._live = live
         self._temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="qplab-wire-"))
         self._tcpdumps: dict[Endpoint, asyncio.subprocess.Process] = {}
 
     @classmethod
-    def of_uplinks(cls, fabric: Fabric, leaf: str) -> Capture:
+    def of_uplinks(cls, fabric: Fabric, leaf: str, *, live: bool = False) -> Capture:
         """At the far ends of a leaf's uplinks: what the leaf has sent, by uplink."""
-        return cls(fabric, [link.other(leaf) for link in fabric.topology.uplinks(leaf)])
+        return cls(fabric, [link.other(leaf) for link in fabric.topology.uplinks(leaf)], live=live)
 
     def file(self, endpoint: Endpoint) -> Path:
         """The capture file of an endpoint."""
@@ -127,7 +130,7 @@ class Capture:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        if kind is None:
+        if kind is None and not self._live:
             await self._settle()
         lost = await self._end(signal.SIGTERM)
         if self._temporary and (kind is not None or lost):
