@@ -71,6 +71,7 @@ from qpd.model import (
     Tell,
     Tick,
     WriteNeighbours,
+    WriteNextHops,
     WriteOverrides,
     WritePath,
 )
@@ -127,6 +128,7 @@ class Planner:
         self._uplinks: dict[int, str] = {}
         self._uplinks_found = dict(adopted.uplinks)
         self._macs: dict[tuple[int, str], int] | None = None
+        self._next_hops: dict[tuple[int, Address], int] | None = None
         self._told_limits: set[str] = set()
         # What must be looked at again.
         self._ready = False
@@ -727,19 +729,25 @@ class Planner:
         return False
 
     def _settle_neighbours(self) -> list[Operation]:
-        """Which path frames come in by: (interface, MAC) to path id. Where two share both, the one that has routes."""
+        """By which path frames come in, and whose life a BFD session tells: of two on one key, the one with routes."""
         if not self._remapped:
             return []
         self._remapped = False
         macs: dict[tuple[int, str], int] = {}
+        next_hops: dict[tuple[int, Address], int] = {}
         for record in sorted(self._registry, key=lambda record: (bool(record.legs), -record.id)):
             neighbour = self._neighbours.get((record.ifindex, record.key.address))
             if neighbour is not None and neighbour.mac:
                 macs[record.ifindex, neighbour.mac] = record.id
-        if macs == self._macs:
-            return []
-        self._macs = macs
-        return [WriteNeighbours(dict(macs))]
+            if record.ifindex and self.config.bfd:
+                next_hops[record.ifindex, record.key.address] = record.id
+        operations: list[Operation] = []
+        if macs != self._macs:
+            operations.append(WriteNeighbours(dict(macs)))
+        if next_hops != self._next_hops:
+            operations.append(WriteNextHops(dict(next_hops)))
+        self._macs, self._next_hops = macs, next_hops
+        return operations
 
     def _tell_limits(self) -> None:
         limits = set(self._book.limits)

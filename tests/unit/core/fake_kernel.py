@@ -38,6 +38,7 @@ from qpd.model import (
     WriteDestinations,
     WriteGroup,
     WriteNeighbours,
+    WriteNextHops,
     WriteOverrides,
     WritePath,
     WriteTable,
@@ -54,6 +55,7 @@ class FakeKernel:
         self.living_written = False
         self.overrides: dict[Network, tuple[NextHop, ...]] = {}
         self.neighbours: dict[tuple[int, str], int] | None = None
+        self.next_hops: dict[tuple[int, Address], int] | None = None
         self.uplinks: dict[int, str] = {}
         self.stale = False
         self.generation = 0
@@ -76,6 +78,9 @@ class FakeKernel:
             case ErasePath(number):
                 del self.paths[number]
                 assert not self.living >> number & 1
+                assert number not in (self.next_hops or {}).values(), (
+                    "a BFD session tells of a path that is not there"
+                )
                 for group in self.groups.values():
                     assert number not in group.weights
                     assert not (self.tables[group.table] == number).any()
@@ -130,6 +135,10 @@ class FakeKernel:
                 assert paths != self.neighbours
                 assert all(number in self.paths for number in paths.values())
                 self.neighbours = dict(paths)
+            case WriteNextHops(next_hops):
+                assert next_hops != self.next_hops
+                assert all(number in self.paths for number in next_hops.values())
+                self.next_hops = dict(next_hops)
             case AttachUplink(ifindex, interface):
                 assert self.uplinks.get(ifindex) != interface
                 self.uplinks[ifindex] = interface

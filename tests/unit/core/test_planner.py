@@ -47,6 +47,7 @@ from qpd.model import (
     WriteDestinations,
     WriteGroup,
     WriteNeighbours,
+    WriteNextHops,
     WriteOverrides,
     WritePath,
     WriteTable,
@@ -473,6 +474,22 @@ class TestPaths:
         (written,) = only(leaf.handle(NeighbourChanged(moved)), WriteNeighbours)
         assert written.paths[11, "02:00:00:00:00:99"] == 1
 
+    def test_the_tap_knows_whose_life_a_session_tells(self, leaf: Leaf) -> None:
+        assert leaf.kernel.next_hops == {
+            (10 + index, ip_address(f"10.0.{index}.1")): leaf.path(index).id for index in FOUR
+        }
+        numbers = leaf.path(3).id
+        (written,) = only(leaf.handle(LinkChanged(Link(13, "uplink3", True))), WriteNextHops)
+        assert written.paths[13, ip_address("10.0.3.1")] != numbers, "the path on the link that is there now"
+        leaf.handle(LinkGone(12))
+        leaf.handle(RouteGone(ip_network(VTEPS[0]), 20))
+        assert not only(leaf.tap(1, up=False), WriteNextHops)
+
+    def test_the_tap_knows_no_path_where_bfd_shall_not_count(self) -> None:
+        leaf = Leaf(bfd=False)
+        (written,) = only(leaf.up(), WriteNextHops)
+        assert written.paths == {}
+
 
 class TestDrain:
     def test_drained_paths_do_not_serve_and_come_back_at_once(self, leaf: Leaf) -> None:
@@ -623,7 +640,7 @@ class TestAdoption:
         kinds = {
             type(operation).__name__ for operation in silent(successor.planner.handle(self.picture(), 5.0))
         }
-        assert kinds == {"WritePath", "SetLiving", "WriteNeighbours", "AttachUplink"}
+        assert kinds == {"WritePath", "SetLiving", "WriteNeighbours", "WriteNextHops", "AttachUplink"}
         assert [path.id for path in successor.planner.paths] == [path.id for path in leaf.planner.paths]
 
     def test_ids_do_not_hang_on_the_order_of_routes(self, leaf: Leaf) -> None:
@@ -641,6 +658,7 @@ class TestAdoption:
         operations = successor.handle(self.picture(), 5.0)
         leaf.kernel.uplinks.clear()
         leaf.kernel.neighbours = None
+        leaf.kernel.next_hops = None
         for operation in operations:
             if not isinstance(operation, WritePath | SetLiving):
                 leaf.kernel.step(operation)
