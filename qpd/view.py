@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -16,15 +16,14 @@ import qpd
 from qpd.api.events import EventRing, rfc3339
 from qpd.api.explain import Case, explain
 from qpd.api.queries import ExplainQuery, QpFilter
-from qpd.api.rows import QpTable, busiest, rows, stream
+from qpd.api.rows import QpTable, rows, select, stream, top
 from qpd.api.schemas import BfdInfo, Explanation, GroupRow, PathRow, QpRow, StatusInfo, UplinkRow
 from qpd.api.state import QueryError, UnknownPath
 from qpd.census import NOWHERE, Census, Steering, take_census
 from qpd.core.planner import Planner
 from qpd.core.slots import qp_hash, slot_of
-from qpd.kernel.layout import pack_address, unpack_address
+from qpd.kernel.layout import unpack_address
 from qpd.kernel.maps import Counters, Maps
-from qpd.kernel.table import Records
 from qpd.metrics import BfdSample, MetricsSnapshot, PathSample, QpSample
 from qpd.model import (
     NO_GROUP,
@@ -175,24 +174,21 @@ class View:
     async def qps(self, wanted: QpFilter) -> AsyncIterator[list[QpRow]]:
         """The wanted QPs, with the path that each one's next packet takes."""
         path = None if wanted.path is None else self._named(wanted.path).id
-        table = await self._table(wanted.direction)
-        async for chunk in stream(table, wanted, path):
+        async for chunk in stream(self._parts(wanted.direction), wanted, path):
             yield chunk
 
     async def explain(self, query: ExplainQuery) -> Explanation:
         """Why a QP uses its path, or which one it would use."""
-        table = await self._table("out")
-        position = await asyncio.to_thread(_find, table, query)
+        seen = await asyncio.to_thread(_seen, self._parts("out"), query)
         row, home = None, None
-        if position is None:
-            key, destination = _unseen(query, table)
+        if seen is None:
+            networks = await asyncio.to_thread(_networks, self._parts("out"), query.dst)
+            key, destination = _unseen(query, networks)
         else:
-            record = table.values[position]
-            found = table.keys[position]
-            key = QueuePairKey(int(found["vni"]), query.dst, query.qp)
-            destination = unpack_address(bytes(record["destination"]))
-            home = int(record["home"])
-            row = rows(table, np.array([position]))[0]
+            key = QueuePairKey(int(seen.keys["vni"][0]), query.dst, query.qp)
+            destination = unpack_address(bytes(seen.values["destination"][0]))
+            home = int(seen.values["home"][0])
+            row = rows(seen, np.arange(1))[0]
         planner = self.rooms.planner
         found = planner.explain_destination(destination)
         placed, gone = self.rooms.maps.placed(), self.rooms.maps.gone()
@@ -224,7 +220,7 @@ class View:
         rooms = self.rooms
         census, counters = self._census(), rooms.maps.counters()
         most = rooms.settings.metrics.qp_series_max
-        qps = await asyncio.to_thread(_busiest, await self._table("out"), most) if most else ()
+        qps = await asyncio.to_thread(_busiest, self._parts("out"), most) if most else ()
         paths = self.rooms.planner.paths
         sessions = [
             (path, session) for path in paths if (session := self.rooms.planner.session_of(path)) is not None
@@ -337,22 +333,22 @@ class View:
             failovers=dict(self.rooms.failovers.get(path.name, {})),
         )
 
-    async def _table(self, direction: Literal["out", "in"]) -> QpTable:
-        """All QPs of one direction; those that leave with the path of their next packet."""
+    def _parts(self, direction: Literal["out", "in"]) -> Iterator[QpTable]:
+        """The QPs of one direction, part by part; those that leave with the path of their next packet.
+
+        What decides is that of the moment of the call; the reading may go on in a thread.
+        """
         steering = self.steering_now()
-        maps = self.rooms.maps
-        read: Callable[[], Records] = maps.qps if direction == "out" else maps.arrivals
-
-        def table() -> QpTable:
-            pairs = read()
-            if direction == "out":
-                steering.bring_up_to_date(pairs["value"])
-            return QpTable(
-                pairs["key"], pairs["value"], names, time.monotonic_ns(), self._idle_ns(), direction
-            )
-
         names = {path.id: path.name for path in self.rooms.planner.paths}
-        return await asyncio.to_thread(table)
+        return self._read(direction, steering, names)
+
+    def _read(
+        self, direction: Literal["out", "in"], steering: Steering, names: Mapping[int, str]
+    ) -> Iterator[QpTable]:
+        for keys, values in self.rooms.maps.scan("qps" if direction == "out" else "arrivals"):
+            if direction == "out":
+                steering.bring_up_to_date(values)
+            yield QpTable(keys, values, names, time.monotonic_ns(), self._idle_ns(), direction)
 
 
 def _verdicts(counters: Counters) -> dict[str, dict[str, int]]:
@@ -364,35 +360,32 @@ def _verdicts(counters: Counters) -> dict[str, dict[str, int]]:
     }
 
 
-def _find(table: QpTable, query: ExplainQuery) -> int | None:
-    """Position of the QP that is asked for; the busiest where the VNI is left open and several fit."""
-    wanted = (table.keys["dest_qp"] == query.qp) & (table.keys["dst"] == np.void(pack_address(query.dst)))
-    if query.vni is not None:
-        wanted &= table.keys["vni"] == query.vni
-    positions = busiest(table.values["bytes"], np.flatnonzero(wanted), 1)
-    return int(positions[0]) if len(positions) else None
+def _seen(parts: Iterable[QpTable], query: ExplainQuery) -> QpTable | None:
+    """The QP that is asked for, alone; the busiest where the VNI is left open and several fit. None: not seen."""
+    found = top(parts, QpFilter(qp=query.qp, vni=query.vni, dst=query.dst, limit=1))
+    return found if found is not None and len(found.keys) else None
 
 
-def _unseen(query: ExplainQuery, table: QpTable) -> tuple[QueuePairKey, Address]:
+def _networks(parts: Iterable[QpTable], host: Address) -> set[tuple[int, Address]]:
+    """VNI and outer destination of all QPs to this host."""
+    networks: set[tuple[int, bytes]] = set()
+    for part in parts:
+        positions = select(part, QpFilter(dst=host))
+        vnis, destinations = part.keys["vni"][positions], part.values["destination"][positions]
+        networks.update((int(vni), bytes(packed)) for vni, packed in zip(vnis, destinations, strict=True))
+    return {(vni, unpack_address(packed)) for vni, packed in networks}
+
+
+def _unseen(query: ExplainQuery, known: set[tuple[int, Address]]) -> tuple[QueuePairKey, Address]:
     """Key and outer destination of a QP without an entry; the host's other QPs tell what the query leaves open.
 
     Raises:
         QueryError: nothing tells, or the host is known in several networks.
     """
-    known = {
-        (int(vni), unpack_address(bytes(destination)))
-        for vni, destination in zip(
-            *(
-                column[table.keys["dst"] == np.void(pack_address(query.dst))]
-                for column in (table.keys["vni"], table.values["destination"])
-            ),
-            strict=True,
-        )
-    }
     fitting = {
         (vni, destination)
         for vni, destination in known
-        if query.vni in (None, vni) and query.via in (None, destination)
+        if query.vni in {None, vni} and query.via in {None, destination}
     }
     if len(fitting) == 1:
         vni, destination = fitting.pop()
@@ -408,8 +401,10 @@ def _unseen(query: ExplainQuery, table: QpTable) -> tuple[QueuePairKey, Address]
     raise QueryError(f"no QP of {query.dst} in VNI {query.vni} has been seen; give its VTEP with --via")
 
 
-def _busiest(table: QpTable, most: int) -> tuple[QpSample, ...]:
-    positions = busiest(table.values["bytes"], np.arange(len(table.values)), most)
+def _busiest(parts: Iterable[QpTable], most: int) -> tuple[QpSample, ...]:
+    best = top(parts, QpFilter(limit=most))
+    if best is None:
+        return ()
     return tuple(
         QpSample(
             vni=row["vni"],
@@ -420,5 +415,5 @@ def _busiest(table: QpTable, most: int) -> tuple[QpSample, ...]:
             packets=row["packets"],
             bytes=row["bytes"],
         )
-        for row in rows(table, positions)
+        for row in rows(best, np.arange(len(best.keys)))
     )

@@ -37,6 +37,8 @@ class QpFilter(_Query):
     """Name of the path that its next packet takes, or of its home."""
     host: Host | None = None
     """Inner source or destination."""
+    dst: Host | None = None
+    """Inner destination."""
     qp: Annotated[int, Field(ge=0, le=QP_MAX)] | None = None
     """Destination QP."""
     vni: Annotated[int, Field(ge=0, le=VNI_MAX)] | None = None

@@ -7,8 +7,8 @@ made a chunk at a time in a thread, so that the event loop answers others meanwh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,14 @@ import numpy.typing as npt
 from qpd.api.queries import QpFilter
 from qpd.api.schemas import Direction, QpRow, QpState
 from qpd.kernel.layout import pack_address, unpack_address
-from qpd.model import NO_GROUP, NO_PATH
+from qpd.model import NO_GROUP, NO_PATH, Address
 
 CHUNK = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class QpTable:
-    """One map as read at ``now_ns`` (CLOCK_MONOTONIC). ``paths``: names by id."""
+    """A map, or a part of one, as read at ``now_ns`` (CLOCK_MONOTONIC). ``paths``: names by id."""
 
     keys: npt.NDArray[Any]
     values: npt.NDArray[Any]
@@ -43,11 +43,18 @@ def select(table: QpTable, wanted: QpFilter, path: int | None = None) -> npt.NDA
     if wanted.qp is not None:
         mask &= keys["dest_qp"] == wanted.qp
     if wanted.host is not None:
-        host = np.frombuffer(pack_address(wanted.host), dtype=np.uint8)
-        mask &= (_octets(keys["dst"]) == host).all(axis=1) | (_octets(values["src"]) == host).all(axis=1)
+        mask &= _equal(keys["dst"], wanted.host) | _equal(values["src"], wanted.host)
+    if wanted.dst is not None:
+        mask &= _equal(keys["dst"], wanted.dst)
     if path is not None:
         mask &= (values["path"] == path) | (values["home"] == path)
     return busiest(values["bytes"], np.flatnonzero(mask), wanted.limit)
+
+
+def _equal(column: npt.NDArray[Any], host: Address) -> npt.NDArray[np.bool_]:
+    wanted = np.frombuffer(pack_address(host), dtype=np.uint8)
+    equal: npt.NDArray[np.bool_] = (_octets(column) == wanted).all(axis=1)
+    return equal
 
 
 def busiest(
@@ -65,13 +72,34 @@ def busiest(
 
 
 async def stream(
-    table: QpTable, wanted: QpFilter, path: int | None = None, chunk: int = CHUNK
+    parts: Iterable[QpTable], wanted: QpFilter, path: int | None = None, chunk: int = CHUNK
 ) -> AsyncIterator[list[QpRow]]:
-    """The wanted rows in chunks, each made in a thread."""
-    positions = await asyncio.to_thread(select, table, wanted, path)
+    """The wanted rows in chunks, each made in a thread.
+
+    ``parts``: the map piece by piece, so that it is never whole in memory; each is done with before the next comes.
+    """
     names: dict[bytes, str] = {}
-    for start in range(0, len(positions), chunk):
-        yield await asyncio.to_thread(rows, table, positions[start : start + chunk], names)
+    source = iter(parts)
+    if wanted.limit is not None:
+        limited = await asyncio.to_thread(top, source, wanted, path)
+        source = iter(() if limited is None else (limited,))
+    while (part := await asyncio.to_thread(next, source, None)) is not None:
+        positions = await asyncio.to_thread(select, part, wanted, path)
+        for start in range(0, len(positions), chunk):
+            yield await asyncio.to_thread(rows, part, positions[start : start + chunk], names)
+
+
+def top(parts: Iterable[QpTable], wanted: QpFilter, path: int | None = None) -> QpTable | None:
+    """The ``wanted.limit`` busiest of all parts as one table; None where there are no parts."""
+    best: QpTable | None = None
+    for part in parts:
+        positions = select(part, wanted, path)
+        keys, values = part.keys[positions], part.values[positions]
+        if best is not None:
+            keys, values = np.concatenate((best.keys, keys)), np.concatenate((best.values, values))
+        kept = busiest(values["bytes"], np.arange(len(values)), wanted.limit)
+        best = replace(part, keys=keys[kept], values=values[kept])
+    return best
 
 
 def rows(

@@ -259,11 +259,11 @@ class FakeState:
         path = None if wanted.path is None else self._id(wanted.path)
         if wanted.direction == "in":
             return
-        async for chunk in rows.stream(self.table(), wanted, path):
+        async for chunk in rows.stream([self.table()], wanted, path):
             yield chunk
 
     async def explain(self, query: ExplainQuery) -> Explanation:
-        found = rows.select(self.table(), QpFilter(host=query.dst, qp=query.qp, vni=query.vni))
+        found = rows.select(self.table(), QpFilter(dst=query.dst, qp=query.qp, vni=query.vni))
         row = rows.rows(self.table(), found[:1])[0] if len(found) else None
         via: Address | None = query.via or (ip_address(row["destination"]) if row else None)
         if via is None or (query.vni is None and row is None):

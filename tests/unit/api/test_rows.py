@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpd.api.queries import QpFilter
-from qpd.api.rows import QpTable, busiest, rows, select, stream
+from qpd.api.rows import QpTable, busiest, rows, select, stream, top
 from qpd.kernel.layout import QP, QP_KEY, pack_address
 from qpd.model import NO_GROUP, NO_PATH
 from tests.unit.api.fake_state import SECOND
@@ -113,6 +113,19 @@ async def test_chunks_are_small_and_keep_the_order() -> None:
     one = table()
     many = replace(one, keys=np.repeat(one.keys, 4500), values=np.repeat(one.values, 4500))
     many.values["packets"] = np.arange(4500)
-    chunks = [chunk async for chunk in stream(many, QpFilter())]
+    chunks = [chunk async for chunk in stream([many], QpFilter())]
     assert [len(chunk) for chunk in chunks] == [2000, 2000, 500]
     assert [row["packets"] for chunk in chunks for row in chunk] == list(range(4500))
+
+
+@given(st.lists(st.lists(st.integers(0, 2**40), min_size=1, max_size=6), max_size=6), st.integers(1, 8))
+def test_the_busiest_of_parts_are_the_busiest_of_the_whole(amounts: list[list[int]], limit: int) -> None:
+    one = table()
+    parts = []
+    for some in amounts:
+        values = np.repeat(one.values[:1], len(some))
+        values["bytes"] = some
+        parts.append(replace(one, keys=np.repeat(one.keys[:1], len(some)), values=values))
+    best = top(parts, QpFilter(limit=limit))
+    found = [] if best is None else best.values["bytes"].tolist()
+    assert found == sorted((amount for some in amounts for amount in some), reverse=True)[:limit]

@@ -167,7 +167,7 @@ async def test_drain_and_undrain(session: aiohttp.ClientSession) -> None:
         (
             "/v1/qps?colour=red",
             400,
-            "no such parameter: colour; there are path, host, qp, vni, direction, limit",
+            "no such parameter: colour; there are path, host, dst, qp, vni, direction, limit",
         ),
         ("/v1/explain?qp=3", 400, "parameter dst is missing"),
         (
