@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections import Counter
@@ -18,6 +19,8 @@ FRR_DAEMONS = Path("/usr/lib/frr")
 NETNS_DIR = Path("/run/netns")
 BPFFS = Path("/sys/fs/bpf")
 ROOT_TIERS = ("ebpf", "fabric", "guest", "container")
+# TCX came with kernel 6.6.
+FIRST_WITH_TCX = (6, 6)
 # Python's own helper of multiprocessing lives as long as the interpreter.
 HARMLESS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
@@ -48,6 +51,13 @@ def pytest_configure(config: pytest.Config) -> None:
 # --- what cannot run here, and why
 
 
+def kernel() -> tuple[int, int]:
+    """The running kernel's release, such as (6, 1)."""
+    match = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    assert match is not None, os.uname().release
+    return int(match[1]), int(match[2])
+
+
 def missing(markers: set[str]) -> str | None:
     """Why a test with these markers cannot run on this machine, in one line; None where it can."""
     if "root" in markers and os.geteuid() != 0:
@@ -56,6 +66,8 @@ def missing(markers: set[str]) -> str | None:
         return "needs FRR: run 'scripts/setup lab'"
     if "guest" in markers and shutil.which("qemu-system-x86_64") is None:
         return "needs QEMU: run 'scripts/setup guest'"
+    if "tcx" in markers and kernel() < FIRST_WITH_TCX:
+        return f"needs TCX, which came with kernel 6.6 (this is {os.uname().release})"
     if "container" in markers and not Path("/var/run/docker.sock").exists():
         return "needs a running Docker engine (/var/run/docker.sock is not there)"
     return None
@@ -69,6 +81,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("root")
         if tier in ("guest", "container"):
             item.add_marker(tier)
+        # A test that is run for each way of attaching says so by a parameter of that name.
+        parameters = (
+            item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        )
+        if "tcx" in [value for value in parameters.values() if isinstance(value, str)]:
+            item.add_marker("tcx")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
