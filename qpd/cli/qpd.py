@@ -59,6 +59,8 @@ def options(
 def run(config: ConfigOption = None) -> None:
     """Run the daemon in the foreground; it needs no configuration on an FRR leaf."""
     settings = _settings(config)
+    # structlog would load rich for coloured tracebacks: 5 MB that a daemon carries for nothing.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # None: importing it fails (sys.modules' documentation)
     from qpd import daemon
 
     raise typer.Exit(daemon.run(settings))
