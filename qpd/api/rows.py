@@ -19,7 +19,8 @@ from qpd.api.schemas import Direction, QpRow, QpState
 from qpd.kernel.layout import pack_address, unpack_address
 from qpd.model import NO_GROUP, NO_PATH, Address
 
-CHUNK = 2000
+CHUNK = 1000
+"""Rows made at once: what an answer takes in memory, however long it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class State(Protocol):
         ...
 
     def qps(self, wanted: QpFilter) -> AsyncIterator[list[QpRow]]:
-        """The QPs in chunks of at most 2 000, made in a thread (:mod:`qpd.api.rows`).
+        """The QPs in chunks of at most ``rows.CHUNK``, made in a thread (:mod:`qpd.api.rows`).
 
         Raises:
             UnknownPath: before the first chunk.

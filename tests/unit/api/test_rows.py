@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpd.api.queries import QpFilter
-from qpd.api.rows import QpTable, busiest, rows, select, stream, top
+from qpd.api.rows import CHUNK, QpTable, busiest, rows, select, stream, top
 from qpd.kernel.layout import QP, QP_KEY, pack_address
 from qpd.model import NO_GROUP, NO_PATH
 from tests.unit.api.fake_state import SECOND
@@ -114,7 +114,7 @@ async def test_chunks_are_small_and_keep_the_order() -> None:
     many = replace(one, keys=np.repeat(one.keys, 4500), values=np.repeat(one.values, 4500))
     many.values["packets"] = np.arange(4500)
     chunks = [chunk async for chunk in stream([many], QpFilter())]
-    assert [len(chunk) for chunk in chunks] == [2000, 2000, 500]
+    assert [len(chunk) for chunk in chunks] == [CHUNK, CHUNK, CHUNK, CHUNK, 4500 - 4 * CHUNK]
     assert [row["packets"] for chunk in chunks for row in chunk] == list(range(4500))
 
 
