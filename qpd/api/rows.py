@@ -19,7 +19,7 @@ from qpd.api.schemas import Direction, QpRow, QpState
 from qpd.kernel.layout import pack_address, unpack_address
 from qpd.model import NO_GROUP, NO_PATH, Address
 
-CHUNK = 1000
+CHUNK = 500
 """Rows made at once: what an answer takes in memory, however long it is."""
 
 
