@@ -55,20 +55,22 @@ struct qp_key {
 
 /* One steered (egress) or observed (ingress) QP. Times: CLOCK_MONOTONIC, ns. */
 struct qp {
+	/* What every packet needs, together: the fewer cache lines, the faster where there are many QPs. */
 	__u64 packets;
-	__u64 bytes; /* frame length on this uplink, outer headers included */
-	__u64 first_seen_ns;
-	__u64 last_seen_ns;         /* to a timer tick or two */
-	__u64 members;              /* cached from the group while `generation` is current */
-	struct address src;         /* inner source address of the first packet */
-	struct address destination; /* outer destination address (the VTEP), or dst again without VXLAN */
-	__u32 generation;           /* control.generation at which group and members were cached */
-	__u32 moves;                /* how often the path changed */
-	__u16 group;                /* NO_GROUP: none covers the destination */
+	__u64 bytes;        /* frame length on this uplink, outer headers included */
+	__u64 last_seen_ns; /* to a timer tick or two */
+	__u64 members;      /* cached from the group while `generation` is current */
+	__u32 generation;   /* control.generation at which group and members were cached */
+	__u16 group;        /* NO_GROUP: none covers the destination */
 	__u16 slot;
 	__u16 source_port; /* entropy: the VXLAN outer source port that this QP gets */
 	__u8 home;         /* path id given at the first packet; NO_PATH on ingress */
 	__u8 path;         /* path id of the last packet */
+	/* The rest. */
+	__u32 moves; /* how often the path changed */
+	__u64 first_seen_ns;
+	struct address src;         /* inner source address of the first packet */
+	struct address destination; /* outer destination address (the VTEP), or dst again without VXLAN */
 };
 
 /* One next hop on one uplink. ifindex 0: unused id. */

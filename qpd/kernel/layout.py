@@ -32,18 +32,18 @@ QP = np.dtype(
     [
         ("packets", "u8"),
         ("bytes", "u8"),
-        ("first_seen_ns", "u8"),
         ("last_seen_ns", "u8"),
         ("members", "u8"),
-        ("src", ADDRESS),
-        ("destination", ADDRESS),
         ("generation", "u4"),
-        ("moves", "u4"),
         ("group", "u2"),
         ("slot", "u2"),
         ("source_port", "u2"),
         ("home", "u1"),
         ("path", "u1"),
+        ("moves", "u4"),
+        ("first_seen_ns", "u8"),
+        ("src", ADDRESS),
+        ("destination", ADDRESS),
     ]
 )
 PATH = np.dtype(
