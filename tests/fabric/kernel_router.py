@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterable
+from functools import partial
 
 from qpd.kernel.netlink_socket import open_netlink
 from qpd.lab import namespaces
@@ -38,7 +39,7 @@ class KernelRouter:
                 self._ip(name, "addr", "add", f"10.1.{n}.{last}/31", "dev", link)
                 self._ip(name, "addr", "add", f"2001:db8:{n}::{last}/127", "dev", link, "nodad")
                 self._ip(name, "link", "set", link, "up")
-            self.index[link] = namespaces.inside(self.name, lambda link=link: socket.if_nametoindex(link))
+            self.index[link] = namespaces.inside(self.name, partial(socket.if_nametoindex, link))
         return self
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -78,7 +78,7 @@ class Leaf:
 
 
 @pytest.fixture
-def pair(fabric: Fabric) -> Iterator[tuple[Fabric, str, str, Leaf]]:
+def pair(fabric: Fabric) -> tuple[Fabric, str, str, Leaf]:
     """A fabric, its first and last host, and the first one's leaf, which qpd steers."""
     source, destination = fabric.hosts[0], fabric.hosts[-1]
     leaf = leaf_of(fabric, source)
