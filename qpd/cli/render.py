@@ -234,7 +234,7 @@ def drained(out: Console, row: PathRow) -> None:
 
 def event(out: Console, record: EventRecord) -> None:
     """One event of ``qpctl events``."""
-    details = " ".join(f"{key}={_plain(value)}" for key, value in record["detail"].items())
+    details = " ".join(f"{key}={_plain(value)}" for key, value in record["detail"].items() if value != "")
     style = _EVENT_STYLES.get(record["kind"], "")
     when = record["time"].replace("T", " ").removesuffix("Z")
     wrapped(out, Text.assemble((when, "dim"), "  ", (f"{record['kind']:<14}", style), "  "), details)
@@ -242,6 +242,8 @@ def event(out: Console, record: EventRecord) -> None:
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - JSON
     if isinstance(value, list):
-        return ",".join(_plain(item) for item in value)
+        return ",".join(_plain(item) for item in value) or "none"
+    if isinstance(value, dict):
+        return ",".join(f"{_plain(key)}:{_plain(item)}" for key, item in value.items()) or "none"
     text = str(value)
     return f'"{text}"' if not text or " " in text else text
