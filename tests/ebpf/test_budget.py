@@ -1,4 +1,4 @@
-"""What the programs take of the verifier's patience and of the stack: room is left for older kernels and for more code."""
+"""What the programs take of the verifier and of the stack: room is left for older kernels and for more code."""
 
 from __future__ import annotations
 
