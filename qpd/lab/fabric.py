@@ -25,6 +25,10 @@ Progress = Callable[[str], None]
 DEFAULT_BFD = (100, 3)
 """Milliseconds and multiplier of the profile that all links have from frr.conf."""
 
+_FIRST_INDEX = 1000
+"""Interface indexes are all different: where both ends of a veth happen to have the same one, the kernel takes it for a
+link without a lower device and may tell of a lost carrier up to a second late (linkwatch_urgent_event)."""
+
 _HASH_SEED = "net.ipv4.fib_multipath_hash_seed"
 
 # Interfaces get their link-local addresses without the second of duplicate address detection: a wire has two ends.
@@ -215,12 +219,14 @@ class Fabric:
     def _make_links(self) -> None:
         machines = {node.name for node in self.topology.machines}
         lines = []
-        for link in self.topology.links:
+        for number, link in enumerate(self.topology.links):
             if {link.a.node, link.b.node} <= machines:
                 a, b = link.ends
                 lines.append(
-                    f"link add {a.interface} mtu {link.mtu} netns {self.namespace(a.node)} type veth "
-                    f"peer name {b.interface} mtu {link.mtu} netns {self.namespace(b.node)}"
+                    f"link add {a.interface} index {_FIRST_INDEX + 2 * number} mtu {link.mtu} "
+                    f"netns {self.namespace(a.node)} type veth "
+                    f"peer name {b.interface} index {_FIRST_INDEX + 2 * number + 1} mtu {link.mtu} "
+                    f"netns {self.namespace(b.node)}"
                 )
         namespaces.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
         for node in self.topology.machines:
