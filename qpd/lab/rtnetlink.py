@@ -21,6 +21,7 @@ _IFLA_IFNAME, _IFLA_STATS64, _IFLA_XDP = 3, 23, 43
 _XDP_FD, _XDP_FLAGS = 1, 3
 _XDP_FLAGS_SKB_MODE = 1 << 1
 _NESTED = 0x8000
+_IFF_UP = 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,13 @@ class Socket:
         header = struct.pack("=BxHiII", 0, 0, 0, 0, 0)
         name = _attribute(_IFLA_IFNAME, interface.encode() + b"\0")
         for _ in self._ask(_RTM_SETLINK, header + name + _attribute(_IFLA_XDP | _NESTED, nested), _NLM_ACK):
+            pass
+
+    def set_up(self, interface: str, *, up: bool) -> None:
+        """Set an interface administratively up or down; returns when the kernel has done it."""
+        header = struct.pack("=BxHiII", 0, 0, 0, _IFF_UP if up else 0, _IFF_UP)
+        name = _attribute(_IFLA_IFNAME, interface.encode() + b"\0")
+        for _ in self._ask(_RTM_NEWLINK, header + name, _NLM_ACK):
             pass
 
     def _ask(self, kind: int, body: bytes, flags: int) -> Iterator[tuple[int, bytes]]:
