@@ -13,11 +13,11 @@ TIER ?=
 SETUP_GROUPS := run lab test $(if $(TIER),$(filter guest,$(TIER)),guest)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test bench format clean lint lint-ruff lint-format lint-mypy lint-c lint-shell
+.PHONY: help setup venv demo test bench bench-failover format clean lint lint-ruff lint-format lint-mypy lint-c lint-shell
 .SUFFIXES:
 
 help: ## say what can be done
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: | setup-demo venv ## fabric, traffic, qpd: the uplinks' shares without and with it, a cut, a return (root; sets itself up)
 	$(BIN)/python -m qpd.lab.demo
@@ -27,6 +27,9 @@ test: | setup-test venv ## all tests, or one tier: make test TIER=unit|ebpf|fabr
 
 bench: | setup-bench venv ## nanoseconds a packet, fabric throughput, memory, start time (root; make bench ARGS=--quick)
 	$(BIN)/python -m bench $(ARGS)
+
+bench-failover: | setup-bench venv ## outages of cut and silently lost links without and with qpd (root; ARGS=--quick or --stress)
+	$(BIN)/python -m bench.failover $(ARGS)
 
 lint: lint-ruff lint-format lint-mypy lint-c lint-shell ## ruff, mypy, clang-format, shellcheck (--keep-going for all that is wrong)
 
