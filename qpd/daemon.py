@@ -34,6 +34,7 @@ from qpd.kernel.lock import LockedError, PinLock
 from qpd.kernel.maps import Maps
 from qpd.kernel.netlink import NetlinkSource
 from qpd.kernel.ring import EventKind, RingEvent, tap_report
+from qpd.metrics import Distribution
 from qpd.model import (
     BfdSessionsRead,
     Event,
@@ -44,6 +45,8 @@ from qpd.model import (
     Operation,
     PeersNamed,
     Placement,
+    SetLiving,
+    TapReported,
     Tick,
 )
 from qpd.settings import Settings
@@ -55,6 +58,7 @@ _COUNT_INTERVAL = 1.0
 _COUNT_SHARE = 20
 """The census takes at most one part in so many of the time, however many QPs there are."""
 _TIMER_MIN = 0.001
+_NICE = -15
 _M_ARENA_MAX = -8
 _FRR_EVENTS = (PeersNamed, BfdSessionsRead, FrrLost, FrrBack)
 
@@ -173,6 +177,7 @@ class Daemon:
         counting = asyncio.get_running_loop().create_task(self._count(), name="census")
         closing.push_async_callback(_cancelled, counting)
         self._view.steering = True
+        _go_first()
         gc.collect()
         gc.freeze()  # What start-up made lives as long as the daemon: no collection need look at it again.
         _notify("READY=1")
@@ -214,15 +219,20 @@ class Daemon:
         if self._held is not None:
             self._held.extend(events)
             return
-        self._carry_out(self.planner.handle_all(events, time.monotonic()))
+        now = time.monotonic()
+        stamps = [event.kernel_ns / 1e9 for event in events if isinstance(event, TapReported)]
+        self._carry_out(self.planner.handle_all(events, now), min([now, *stamps]))
 
     def handle(self, event: Event) -> None:
         """Give an event to the planner and carry out what follows."""
-        self._carry_out(self.planner.handle(event, time.monotonic()))
+        now = time.monotonic()
+        self._carry_out(self.planner.handle(event, now), now)
 
-    def _carry_out(self, operations: Sequence[Operation]) -> None:
-        """Apply the planner's operations, and set the timer for what it waits for."""
+    def _carry_out(self, operations: Sequence[Operation], since: float) -> None:
+        """Apply what follows from an event at ``since``, and set the timer for what the planner awaits."""
         self._applier.apply(operations)
+        if any(isinstance(operation, SetLiving) for operation in operations):
+            self._history.reacted(time.monotonic() - since)
         self._drained.keep(self.planner.drained)
         if self._timer is not None:
             self._timer.cancel()
@@ -260,6 +270,10 @@ class Daemon:
     def failovers(self) -> Mapping[str, Counter[str]]:
         """Path name to cause to times."""
         return self._history.failovers
+
+    def reactions(self) -> Distribution:
+        """Seconds from events that changed which paths live to the change applied."""
+        return self._history.reactions()
 
     def troubles(self) -> list[str]:
         """What the operator should mend, one sentence each."""
@@ -331,6 +345,15 @@ def _name_of(ifindex: int) -> str:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _go_first() -> None:
+    """A path's death waits for nothing but us: on a busy machine that is milliseconds (of lost packets) sooner.
+
+    Only from here on, so that the compiler's child keeps its place; without CAP_SYS_NICE all works, but later.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
 def _notify(word: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -46,7 +45,7 @@ class DrainedPaths:
         fresh = self._path.with_name(self._path.name + ".new")
         try:
             fresh.write_text(json.dumps(entries))
-            os.replace(fresh, self._path)
+            fresh.replace(self._path)
             self._kept = wanted
         except OSError as error:
             _log.warning("drained paths not remembered", file=str(self._path), why=str(error))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -52,6 +53,8 @@ class BfdSample:
     peer: str
     up: bool
     detection_seconds: float | None = None
+    downs: int | None = None
+    """How often the kernel's tap took it for down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,19 @@ class QpSample:
     lost: int | None = None
     retransmitted: int | None = None
     rtt_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Observations by size. ``counts``: as many as ``bounds`` (upper, inclusive) and one more for all above."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+
+REACTION_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
+"""Seconds; of :attr:`MetricsSnapshot.reactions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +109,16 @@ class MetricsSnapshot:
     frr: Mapping[str, bool] = field(default_factory=dict)
     """FRR daemon to whether it answers."""
     resyncs: int = 0
+    reactions: Distribution | None = None
+    """Seconds from an event that changed which paths live to the word written."""
 
 
 # --- What is exported -------------------------------------------------------------------------------------------------
 
-Sample = tuple[tuple[str, ...], float]
+Sample = tuple[tuple[str, ...], float | Distribution]
 """The values of a family's labels, and the sample's value."""
 
-Family = CounterMetricFamily | GaugeMetricFamily
+Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 FAILOVER_CAUSES = tuple(reason.value for reason in Reason if reason not in (Reason.NONE, Reason.HOLD_UP))
 """Every value of the label ``cause``: each is exported from the start, so that ``increase()`` sees the first."""
@@ -125,9 +143,21 @@ class Metric:
         samples = [] if self.read is None else list(self.read(snapshot))
         if not samples:
             return None
+        if self.kind == "histogram":
+            histogram = HistogramMetricFamily(self.name, self.help, labels=self.labels)
+            for labels, value in samples:
+                assert isinstance(value, Distribution)
+                bounds = [*map(str, value.bounds), "+Inf"]
+                histogram.add_metric(
+                    labels, list(zip(bounds, accumulate(value.counts), strict=True)), value.total
+                )
+            return histogram
         kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
-        family: Family = kinds[self.kind](self.name, self.help, labels=self.labels)
+        family: CounterMetricFamily | GaugeMetricFamily = kinds[self.kind](
+            self.name, self.help, labels=self.labels
+        )
         for labels, value in samples:
+            assert not isinstance(value, Distribution)
             family.add_metric(labels, value)
         return family
 
@@ -331,6 +361,26 @@ METRICS: tuple[Metric, ...] = (
         _bfd(lambda b: b.detection_seconds),
         absent=_NO_BFD + ", and while the session has not negotiated one",
         add="nothing",
+    ),
+    Metric(
+        "qpd_bfd_session_downs_total",
+        "counter",
+        "transitions",
+        _BFD,
+        "Times that the kernel's tap saw the BFD session leave Up or fall silent.",
+        _bfd(lambda b: b.downs),
+        absent=_NO_BFD + ", and for sessions none of whose packets has been seen on the uplink",
+        add="other sessions. Not to `qpd_failovers_total`, which counts what followed",
+    ),
+    Metric(
+        "qpd_reaction_seconds",
+        "histogram",
+        "seconds",
+        (),
+        "Time from an event that changed which paths live (by the kernel's time stamp where it has one) to the change "
+        "applied. The tap's own changes in the kernel are earlier.",
+        lambda s: [] if s.reactions is None else [((), s.reactions)],
+        absent="before the first picture of the kernel has been taken",
     ),
     Metric(
         "qpd_qp_packets_total",

@@ -23,11 +23,13 @@ from qpd.census import NOWHERE, Census, Steering, take_census
 from qpd.core.planner import Planner
 from qpd.core.slots import qp_hash, slot_of
 from qpd.kernel.layout import unpack_address
-from qpd.kernel.maps import Counters, Maps
-from qpd.metrics import BfdSample, MetricsSnapshot, PathSample, QpSample
+from qpd.kernel.maps import Counters, Maps, TapSession
+from qpd.metrics import BfdSample, Distribution, MetricsSnapshot, PathSample, QpSample
 from qpd.model import (
     NO_GROUP,
     Address,
+    BfdSession,
+    BfdState,
     DrainAsked,
     Event,
     Hook,
@@ -80,6 +82,10 @@ class Rooms(Protocol):
 
     def resyncs(self) -> int:
         """Times that the kernel's state was read anew because events were lost."""
+        ...
+
+    def reactions(self) -> Distribution | None:
+        """Seconds from events that changed which paths live to the change applied."""
         ...
 
 
@@ -222,6 +228,7 @@ class View:
         most = rooms.settings.metrics.qp_series_max
         qps = await asyncio.to_thread(_busiest, self._parts("out"), most) if most else ()
         paths = self.rooms.planner.paths
+        tapped = rooms.maps.sessions()
         sessions = [
             (path, session) for path in paths if (session := self.rooms.planner.session_of(path)) is not None
         ]
@@ -230,16 +237,7 @@ class View:
             node=rooms.settings.node,
             placement=rooms.settings.placement,
             paths=tuple(self._sample(path, census, counters) for path in paths),
-            bfd_sessions=tuple(
-                BfdSample(
-                    path.name,
-                    path.interface,
-                    str(session.peer),
-                    session.state.name == "UP",
-                    session.detection_time,
-                )
-                for path, session in sessions
-            ),
+            bfd_sessions=tuple(self._bfd_sample(path, session, tapped) for path, session in sessions),
             verdicts={
                 (hook, verdict): count
                 for hook, verdicts in _verdicts(counters).items()
@@ -255,6 +253,7 @@ class View:
             uplinks={row["name"]: row["attach"] is not None for row in self._uplinks()},
             frr=rooms.frr(),
             resyncs=rooms.resyncs(),
+            reactions=rooms.reactions(),
         )
 
     # --- what the daemon asks
@@ -315,6 +314,21 @@ class View:
             {"name": link.name, "ifindex": link.ifindex, "up": link.up, "attach": attached.get(link.ifindex)}
             for link in self.rooms.planner.uplinks
         ]
+
+    @staticmethod
+    def _bfd_sample(
+        path: Path, session: BfdSession, tapped: Mapping[tuple[int, Address], TapSession]
+    ) -> BfdSample:
+        heard = tapped.get((path.ifindex, session.peer))
+        detection = session.detection_time
+        return BfdSample(
+            path=path.name,
+            interface=path.interface,
+            peer=str(session.peer),
+            up=session.state is BfdState.UP,
+            detection_seconds=heard.detection if heard is not None and detection is None else detection,
+            downs=None if heard is None else heard.downs,
+        )
 
     def _sample(self, path: Path, census: Census, counters: Counters) -> PathSample:
         return PathSample(

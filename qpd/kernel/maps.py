@@ -86,6 +86,15 @@ class Recount:
     certain: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class TapSession:
+    """A BFD session as the kernel's tap knows it. ``detection``: seconds (RFC 5880, 6.8.4), None: not negotiated."""
+
+    detection: float | None
+    downs: int
+    """How often it left Up or fell silent."""
+
+
 class Maps:
     """The pinned maps of one layout folder (``Pins.directory``). Close it, or use it in a ``with`` statement.
 
@@ -307,6 +316,16 @@ class Maps:
         keys, values = self._tables["path_of_next_hop"].all()
         return {
             (int(key["ifindex"]), layout.unpack_address(bytes(key["address"]))): int(value)
+            for key, value in zip(keys, values, strict=True)
+        }
+
+    def sessions(self) -> dict[tuple[int, Address], TapSession]:
+        """What the BFD tap knows of sessions, by ifindex and peer."""
+        keys, values = self._tables["bfd_sessions"].all()
+        return {
+            (int(key["ifindex"]), layout.unpack_address(bytes(key["address"]))): TapSession(
+                int(value["detection_ns"]) / 1e9 or None, int(value["downs"])
+            )
             for key, value in zip(keys, values, strict=True)
         }
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from qpd.metrics import FAILOVER_CAUSES, METRICS, MetricsSnapshot, document, exposition
+from qpd.metrics import FAILOVER_CAUSES, METRICS, Distribution, MetricsSnapshot, document, exposition
 from tests.unit.api.fake_state import FakeState
 
 ROOT = Path(__file__).parents[3]
@@ -81,12 +81,22 @@ def test_prometheus_own_checker_accepts_every_declared_metric(snapshot: MetricsS
         snapshot,
         paths=tuple(replace(path, lost=3) for path in snapshot.paths),
         busiest=tuple(replace(qp, lost=1, retransmitted=2, rtt_seconds=0.001) for qp in snapshot.busiest),
+        bfd_sessions=tuple(replace(session, downs=1) for session in snapshot.bfd_sessions),
+        reactions=Distribution((0.001, 0.01), (3, 2, 1), 0.75),
     )
     body, _ = exposition(measured)
     exported = {line.split()[2] for line in body.decode().splitlines() if line.startswith("# TYPE qpd_")}
     assert exported == {metric.name for metric in METRICS if metric.read is not None}
     done = promtool("check", "metrics", text=body)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+def test_a_distribution_is_a_histogram_of_cumulative_buckets(snapshot: MetricsSnapshot) -> None:
+    found = samples(replace(snapshot, reactions=Distribution((0.001, 0.01), (3, 2, 1), 0.75)))
+    buckets = {le: value(found, "qpd_reaction_seconds_bucket", le=le) for le in ("0.001", "0.01", "+Inf")}
+    assert buckets == {"0.001": 3, "0.01": 5, "+Inf": 6}
+    assert value(found, "qpd_reaction_seconds_count") == 6
+    assert value(found, "qpd_reaction_seconds_sum") == 0.75
 
 
 def test_the_checker_can_refuse(snapshot: MetricsSnapshot) -> None:
