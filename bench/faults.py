@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from qpd.kernel import bpf
-from qpd.lab import bpf as lab_bpf
+from qpd.lab import programs as lab_bpf
 from qpd.lab import rtnetlink
 from qpd.lab.fabric import Fabric
 from qpd.lab.topology import Endpoint, Link

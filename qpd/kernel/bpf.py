@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SYSCALL_NUMBERS = {"x86_64": 321, "aarch64": 280}
 
-PROG_TYPE_SCHED_CLS = 3
+PROG_TYPE_SCHED_CLS, PROG_TYPE_XDP = 3, 6
 ANY, NOEXIST, EXIST = 0, 1, 2
 """Update flags: create or replace, create only, replace only."""
 F_BEFORE = 1 << 3
@@ -45,6 +45,7 @@ class Command(IntEnum):
     PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
+    PROG_ATTACH = 8
     PROG_TEST_RUN = 10
     PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
@@ -374,12 +375,18 @@ def delete_batch(fd: int, keys: Buffer, count: int) -> int:
 # --- Programs and links -------------------------------------------------------------------------------------
 
 
-def prog_load(instructions: Sequence[int], *, name: str = "", licence: str = "Dual BSD/GPL") -> int:
-    """Load a SCHED_CLS program of raw 64-bit instructions, for probes and tests."""
+def prog_load(
+    instructions: Sequence[int],
+    *,
+    kind: int = PROG_TYPE_SCHED_CLS,
+    name: str = "",
+    licence: str = "Dual BSD/GPL",
+) -> int:
+    """Load a program of raw 64-bit instructions, for probes, tests and the lab's wires. ``kind``: its type."""
     code = _Memory(struct.pack(f"={len(instructions)}Q", *instructions))
     licence_text = _Memory(licence.encode() + b"\0")
     fields = struct.pack(
-        "=IIQQ24x16s", PROG_TYPE_SCHED_CLS, len(instructions), code.address, licence_text.address, _name(name)
+        "=IIQQ24x16s", kind, len(instructions), code.address, licence_text.address, _name(name)
     )
     return _call(Command.PROG_LOAD, bytearray(fields))
 
@@ -420,6 +427,12 @@ def link_create(prog_fd: int, ifindex: int, attach_type: AttachType, *, first: b
     return _call(
         Command.LINK_CREATE, bytearray(struct.pack("=IIII16x", prog_fd, ifindex, attach_type, flags))
     )
+
+
+def prog_attach(prog_fd: int, ifindex: int, attach_type: AttachType, *, first: bool = False) -> None:
+    """Attach a program to a TCX hook without a link: until the interface goes, whoever made it."""
+    flags = F_BEFORE if first else 0
+    _call(Command.PROG_ATTACH, bytearray(struct.pack("=IIII16x", ifindex, prog_fd, attach_type, flags)))
 
 
 def link_update(link_fd: int, prog_fd: int) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qpd.lab import bpf, frr, frrconf, namespaces, rtnetlink, sidecar, topology, wires
+from qpd.lab import frr, frrconf, namespaces, programs, rtnetlink, sidecar, topology, wires
 from qpd.lab.errors import LabError
 from qpd.lab.state import State
 from qpd.lab.topology import Link, Role, Topology
@@ -433,7 +433,7 @@ class Fabric:
         """
         ends = [link.end(towards)] if towards else list(link.ends)
         self._hurt.add(link)
-        program = bpf.load_lossy(probability)
+        program = programs.load_lossy(probability)
         try:
             for end in ends:
                 with rtnetlink.Socket(self.namespace(end.node)) as netlink:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from qpd.lab import bpf, namespaces
+from qpd.kernel import bpf
+from qpd.lab import namespaces, programs
 
 
 def make(interfaces: Mapping[str, Sequence[str]], pins: Path) -> None:
@@ -17,10 +18,10 @@ def make(interfaces: Mapping[str, Sequence[str]], pins: Path) -> None:
         interfaces: the underlay interfaces of each namespace.
         pins: a directory in bpffs that is the lab's own; nothing stays in it.
     """
-    program = bpf.load_forget_hash()
+    program = programs.load_forget_hash()
     try:
         for namespace, names in interfaces.items():
-            if not namespaces.inside(namespace, partial(bpf.attach_forget_hash, program, names)):
+            if not namespaces.inside(namespace, partial(programs.attach_forget_hash, program, names)):
                 attach_clsact(program, namespace, names, pins)
     finally:
         os.close(program)
@@ -31,7 +32,7 @@ def attach_clsact(program: int, namespace: str, interfaces: Sequence[str], pins:
     pins.mkdir(parents=True, exist_ok=True)
     name = pins / "forget_hash"
     # tc takes a program by its name in bpffs only; the filter keeps the program when the name is gone.
-    bpf.pin(program, name)
+    bpf.obj_pin(program, name)
     try:
         lines = []
         for interface in interfaces:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from qpd.lab import bpf, namespaces, wires
+from qpd.lab import namespaces, programs, wires
 from qpd.lab.counters import Sampler
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import DEFAULT_BFD, Fabric
@@ -258,10 +258,10 @@ def tcx_programs(namespace: str, interface: str) -> int:
 
 def test_wires_forget_the_packet_hash(fabric: Fabric) -> None:
     """One program at every underlay interface, and it lives on when the link has been down."""
-    program = bpf.load_forget_hash()
+    program = programs.load_forget_hash()
     try:
         namespace = fabric.namespace(fabric.spines[0])
-        if not namespaces.inside(namespace, lambda: bpf.attach_forget_hash(program, [])):
+        if not namespaces.inside(namespace, lambda: programs.attach_forget_hash(program, [])):
             pytest.skip("this kernel has no TCX (it came with 6.6)")
     finally:
         os.close(program)
@@ -276,7 +276,7 @@ def test_wires_forget_the_packet_hash(fabric: Fabric) -> None:
 def test_wires_forget_the_packet_hash_without_tcx_too(two_dc: Fabric) -> None:
     """Kernels before 6.6: clsact filters, which here come on top of TCX and go again."""
     namespace, pins = two_dc.namespace("dc1-leaf1"), two_dc.state.pins
-    program = bpf.load_forget_hash()
+    program = programs.load_forget_hash()
     try:
         wires.attach_clsact(program, namespace, ["eth1", "eth2"], pins)
         for interface in ("eth1", "eth2"):

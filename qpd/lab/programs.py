@@ -7,20 +7,12 @@ inner flow across what would be a wire, and the receiver's multipath hash would 
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import os
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 
-# bpf(2) commands and types, from linux/bpf.h.
-_PROG_LOAD, _OBJ_PIN, _PROG_ATTACH = 5, 6, 8
-_PROG_TYPE_SCHED_CLS, _PROG_TYPE_XDP = 3, 6
-_TCX_INGRESS = 46
-_F_BEFORE = 1 << 3
-_SYS_BPF = {"x86_64": 321, "aarch64": 280}
+from qpd.kernel import bpf
 
 _HELPER_GET_PRANDOM_U32, _HELPER_SET_HASH_INVALID = 7, 41
 _XDP_DROP, _XDP_PASS = 1, 2
@@ -30,11 +22,13 @@ _TC_ACT_UNSPEC = -1
 # Opcodes: class, operation and source together, from linux/bpf_common.h.
 _MOV64_IMM, _RSH64_IMM, _JGE_IMM, _CALL, _EXIT = 0xB7, 0x77, 0x35, 0x85, 0x95
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def _instruction(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
     return struct.pack("<BBhi", opcode, src << 4 | dst, offset, immediate)
+
+
+def _words(code: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"={len(code) // 8}Q", code)
 
 
 def forget_hash_code() -> bytes:
@@ -65,54 +59,15 @@ def lossy_code(probability: float) -> bytes:
     )
 
 
-def _bpf(command: int, attributes: bytes) -> int:
-    number = _SYS_BPF[os.uname().machine]
-    buffer = ctypes.create_string_buffer(attributes, 128)
-    result = int(_libc.syscall(number, command, buffer, len(buffer)))
-    if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"bpf({command}): {os.strerror(error)}")
-    return result
-
-
-def load(program_type: int, code: bytes, name: str) -> int:
-    """Load a program and return its file descriptor, which the caller closes.
-
-    Raises:
-        OSError: the kernel's refusal; EPERM where CAP_BPF and CAP_NET_ADMIN are missing.
-    """
-    instructions = ctypes.create_string_buffer(code, len(code))
-    licence = ctypes.create_string_buffer(b"GPL")
-    attributes = struct.pack(
-        "<IIQQIIQII16s",
-        program_type,
-        len(code) // 8,
-        ctypes.addressof(instructions),
-        ctypes.addressof(licence),
-        0,
-        0,
-        0,
-        0,
-        0,
-        name.encode()[:15],
-    )
-    return _bpf(_PROG_LOAD, attributes)
-
-
 def load_forget_hash() -> int:
     """The program that clears skb->hash."""
-    return load(_PROG_TYPE_SCHED_CLS, forget_hash_code(), "forget_hash")
+    return bpf.prog_load(_words(forget_hash_code()), name="forget_hash", licence="GPL")
 
 
 def load_lossy(probability: float) -> int:
     """The program that loses packets."""
-    return load(_PROG_TYPE_XDP, lossy_code(probability), "lossy")
-
-
-def pin(program: int, path: Path) -> None:
-    """Give a program a name in bpffs."""
-    name = ctypes.create_string_buffer(os.fsencode(path))
-    _bpf(_OBJ_PIN, struct.pack("<QII", ctypes.addressof(name), program, 0))
+    code = _words(lossy_code(probability))
+    return bpf.prog_load(code, kind=bpf.PROG_TYPE_XDP, name="lossy", licence="GPL")
 
 
 def attach_forget_hash(program: int, interfaces: Sequence[str]) -> bool:
@@ -122,8 +77,7 @@ def attach_forget_hash(program: int, interfaces: Sequence[str]) -> bool:
     """
     try:
         for interface in interfaces:
-            index = socket.if_nametoindex(interface)
-            _bpf(_PROG_ATTACH, struct.pack("<IIII", index, program, _TCX_INGRESS, _F_BEFORE))
+            bpf.prog_attach(program, socket.if_nametoindex(interface), bpf.AttachType.TCX_INGRESS, first=True)
     except OSError as error:
         if error.errno == errno.EINVAL:
             return False

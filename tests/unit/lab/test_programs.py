@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from qpd.lab import bpf
+from qpd.lab import programs
 
 
 def decode(code: bytes) -> list[tuple[int, int, int, int]]:
@@ -36,24 +36,24 @@ def run_lossy(code: bytes, random: int) -> int:
 
 @pytest.mark.parametrize("probability", [0.001, 0.05, 0.5, 0.999])
 def test_loss_is_the_part_of_the_random_numbers_that_was_asked_for(probability: float) -> None:
-    code = bpf.lossy_code(probability)
+    code = programs.lossy_code(probability)
     samples = 20_000
     dropped = sum(run_lossy(code, i * (2**32 - 1) // (samples - 1)) == 1 for i in range(samples))
     assert dropped / samples == pytest.approx(probability, abs=1 / samples)
 
 
 def test_certain_loss_drops_everything() -> None:
-    assert {run_lossy(bpf.lossy_code(1.0), value) for value in (0, 2**31, 2**32 - 1)} == {1}
+    assert {run_lossy(programs.lossy_code(1.0), value) for value in (0, 2**31, 2**32 - 1)} == {1}
 
 
 @pytest.mark.parametrize("probability", [0.0, -0.1, 1.01])
 def test_other_probabilities_are_refused(probability: float) -> None:
     with pytest.raises(ValueError, match="more than 0, at most 1"):
-        bpf.lossy_code(probability)
+        programs.lossy_code(probability)
 
 
 def test_forgetting_the_hash_lets_the_next_program_run() -> None:
-    call, result, leave = decode(bpf.forget_hash_code())
+    call, result, leave = decode(programs.forget_hash_code())
     assert call[0] == 0x85
     assert call[3] == 41, "bpf_set_hash_invalid"
     assert result == (0xB7, 0, 0, -1), "TC_ACT_UNSPEC: go on"
