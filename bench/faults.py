@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from qpd.kernel import bpf
-from qpd.lab import programs as lab_bpf
 from qpd.lab import rtnetlink
 from qpd.lab.fabric import Fabric
 from qpd.lab.topology import Endpoint, Link
@@ -19,7 +18,6 @@ from qpd.lab.topology import Endpoint, Link
 _LD_IMM64, _LDX_W, _JEQ_IMM, _MOV64_IMM, _EXIT = 0x18, 0x61, 0x15, 0xB7, 0x95
 _PSEUDO_MAP_VALUE = 2
 _XDP_DROP, _XDP_PASS = 1, 2
-_PROG_TYPE_XDP = 6
 
 
 class Kind(Enum):
@@ -63,7 +61,8 @@ class Faults:
         self._stack.callback(os.close, self._map)
         for number, end in enumerate(ends):
             self._words[end] = 0
-            program = lab_bpf.load(_PROG_TYPE_XDP, _losing_code(self._map, 4 * number), "lost")
+            code = _losing_code(self._map, 4 * number)
+            program = bpf.prog_load(code, kind=bpf.PROG_TYPE_XDP, name="lost", licence="GPL")
             self._stack.callback(os.close, program)
             netlink = self._stack.enter_context(rtnetlink.Socket(fabric.namespace(end.node)))
             self._sockets[end] = netlink
@@ -104,13 +103,13 @@ class Faults:
         bpf.update(self._map, struct.pack("=I", 0), struct.pack(f"={len(words)}I", *words))
 
 
-def _losing_code(descriptor: int, offset: int) -> bytes:
+def _losing_code(descriptor: int, offset: int) -> tuple[int, ...]:
     """Drop while the word at this offset of the map's one value is not 0, else pass."""
 
     def instruction(opcode: int, registers: int = 0, jump: int = 0, immediate: int = 0) -> bytes:
         return struct.pack("<BBhi", opcode, registers, jump, immediate)
 
-    return (
+    code = (
         instruction(_LD_IMM64, _PSEUDO_MAP_VALUE << 4 | 1, 0, descriptor)
         + instruction(0, 0, 0, offset)
         + instruction(_LDX_W, 1 << 4 | 2)
@@ -119,3 +118,4 @@ def _losing_code(descriptor: int, offset: int) -> bytes:
         + instruction(_MOV64_IMM, 0, 0, _XDP_DROP)
         + instruction(_EXIT)
     )
+    return struct.unpack(f"={len(code) // 8}Q", code)
