@@ -22,8 +22,8 @@ from rich.console import Console
 
 from bench import failover_report, machine
 from bench.down_packet import Watch
-from bench.failover_cases import DOWN_PACKET, FOLLOW, LEAF_CASES, SITE_CASES, Case
-from bench.failover_rig import BFD, RATE, Mood, Rig, rig
+from bench.failover_cases import DOWN_PACKET, FOLLOW, LEAF_CASES, RETURN_CASES, SITE_CASES, Case
+from bench.failover_rig import BFD, CONFIG, RATE, Mood, Rig, rig
 from bench.faults import Faults, Kind
 from bench.figures import BenchError
 from bench.route_change import follow
@@ -35,9 +35,9 @@ from qpd.lab.topology import Link
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPOLOGY = ROOT / "deploy/containerlab/two-dc/two-dc.clab.yml"
-SOURCE, DESTINATION, LEAF, SPINE = "dc1-host1", "dc2-host1", "dc1-leaf1", "dc1-spine1"
+SOURCE, DESTINATION, LEAF, FAR_LEAF, SPINE = "dc1-host1", "dc2-host1", "dc1-leaf1", "dc2-leaf1", "dc1-spine1"
 SCHEMA = 1
-PARTS = ("leaf", "down-packet", "site", "routes", "stress")
+PARTS = ("leaf", "down-packet", "return", "site", "routes", "stress")
 ROUNDS = 3
 """Every case is measured in so many turns, so that no hour of the machine favours one side."""
 
@@ -66,6 +66,10 @@ class Run:
                     self._rounds(made, DOWN_PACKET, self.repetitions, watch=True)
                 if "stress" in parts:
                     self._stress(made)
+        if "return" in parts:
+            self.fabric.start_qpd(FAR_LEAF, CONFIG, deadline=90)
+            with rig(self.fabric, DESTINATION, SOURCE, LEAF, uplinks) as made:
+                self._rounds(made, RETURN_CASES, self.repetitions)
         if {"site", "routes"} & set(parts):
             self._sites(parts)
         return {"rows": list(self.rows.values()), "false_failovers": self.false_failovers}
@@ -144,7 +148,7 @@ class Run:
 
     def _sites(self, parts: list[str]) -> None:
         self._say(f"qpd on {LEAF}, then links between the sites")
-        self.fabric.start_qpd(LEAF, {"reconcile_interval": 3600, "hold_up": 0}, deadline=90)
+        self.fabric.start_qpd(LEAF, CONFIG, deadline=90)
         links = [
             link
             for link in self.fabric.topology.uplinks(SPINE)

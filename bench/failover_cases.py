@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.failover_rig import Mood
 from bench.faults import Kind
@@ -40,7 +40,15 @@ LEAF_CASES = (
     *_cases(tuple(Kind), Mood.RUNS),
     *_cases((Kind.BOTH, Kind.FROM_LEAF), Mood.STOPPED),
     *_cases((Kind.BOTH, Kind.FROM_LEAF), Mood.KILLED),
+    # The kernel tells no program of a lost carrier: there the tap has its own clock alone.
+    *(replace(case, limits={}) for case in _cases((Kind.CUT_HERE, Kind.CUT_THERE), Mood.KILLED)),
 )
+RETURN_CASES = tuple(
+    replace(case, name=f"traffic towards the leaf: {case.name}", limits={})
+    for mood in (Mood.ABSENT, Mood.RUNS)
+    for case in _cases((Kind.BOTH,), mood)
+)
+"""What no node beside the link's own two can mend before BGP has withdrawn the route: shown, with nothing to reach."""
 DOWN_PACKET = tuple(
     Case("bfdd's Down to the last packet", Kind.BOTH, mood, {"p99": 1.0}) for mood in (Mood.RUNS, Mood.KILLED)
 )

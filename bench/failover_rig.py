@@ -32,7 +32,7 @@ RATE = 1000.0
 """Packets per second and QP."""
 NOMINAL_NS = int(1e9 / RATE)
 BFD = (10, 3)
-_CONFIG = {"hold_up": 0, "reconcile_interval": 3600}
+CONFIG = {"hold_up": 0, "reconcile_interval": 3600}
 """Trials follow each other: the hold after a return, which flapping doubles, would only lengthen the pauses between."""
 _PUNCTUAL = ("chrt", "-f", "40")
 """The sender is an instrument: what else this machine does must not look like an outage (bfdd has 50)."""
@@ -129,7 +129,7 @@ class Rig:
         if mood is Mood.ABSENT:
             self.fabric.stop_qpd(self.near, detach=True)
         elif not sidecar.running:
-            self.fabric.start_qpd(self.near, _CONFIG, deadline=90)
+            self.fabric.start_qpd(self.near, CONFIG, deadline=90)
         self.mood = Mood.RUNS if mood is not Mood.ABSENT else mood
         self.send()
         self.wait_whole()
