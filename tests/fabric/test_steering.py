@@ -261,6 +261,7 @@ def test_restart_moves_nothing_and_loses_nothing(pair: tuple[Fabric, str, str, L
             before = leaf.rows()
             for end in (lambda: fabric.stop_qpd(leaf.name), lambda: fabric.kill_qpd(leaf.name, 9)):
                 await asyncio.to_thread(end)
+                await eventually(lambda: "it runs" if fabric.sidecar(leaf.name).running else None)
                 await asyncio.to_thread(partial(fabric.start_qpd, leaf.name, QUIET, deadline=START))
                 after = leaf.rows()
                 assert {qp: (row["home"], row["path"]) for qp, row in after.items()} == {
