@@ -126,23 +126,13 @@ class Run:
     def _soak(self, made: Rig, what: str) -> None:
         """No fault at all: whatever path dies now, bfdd must have said so."""
         self._say(f"under stress: {self.soak:.0f} s without a fault")
-        before, seq = self._bfd_downs(made), max((event["seq"] for event in made.events()), default=0)
+        before, seq = made.bfd_downs(), max((event["seq"] for event in made.events()), default=0)
         time.sleep(self.soak)
         downs = [event for event in made.events(seq) if event["kind"] == "path-down"]
-        declared = self._bfd_downs(made) - before
+        declared = made.bfd_downs() - before
         self.false_failovers.append(
             {"stress": what, "seconds": self.soak, "failovers": len(downs), "declared_by_bfdd": declared}
         )
-
-    def _bfd_downs(self, made: Rig) -> int:
-        """Downs that bfdd has declared at either end of the links under test."""
-        total = 0
-        for node in {end.node for link in made.links for end in link.ends}:
-            interfaces = {end.interface for link in made.links for end in link.ends if end.node == node}
-            for row in self.fabric.show(node, "show bfd peers counters json"):
-                if row.get("interface") in interfaces:
-                    total += int(row.get("session-down", 0))
-        return total
 
     # --- between sites ------------------------------------------------------------------------------------------------
 

@@ -184,15 +184,19 @@ class Rig:
         return sum(link.other(node).node in spines for link in links)
 
     def _bfd_missing(self) -> str | None:
-        for node in {end.node for link in self.links for end in link.ends}:
-            sessions = self.fabric.bfd_sessions(node)
-            for link in self.links:
-                if node not in {end.node for end in link.ends}:
-                    continue
-                peer = sessions.get(link.end(node).interface, {})
-                if peer.get("status") != "up" or peer.get("remote-transmit-interval") != BFD[0]:
-                    return f"{node}: BFD on {link.end(node).interface} is {peer.get('status')}"
+        for node, peer in self._peers("show bfd peers json"):
+            if peer.get("status") != "up" or peer.get("remote-transmit-interval") != BFD[0]:
+                return f"{node}: BFD with {peer['peer']} is {peer.get('status')}"
         return None
+
+    def _peers(self, command: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Node and row of the sessions under test, at both ends; there may be others on the same links."""
+        for node in {end.node for link in self.links for end in link.ends}:
+            ends = [end for link in self.links for end in link.ends if end.node == node]
+            wanted = {self.fabric.conf(node).neighbor_on(end.interface) for end in ends}
+            rows = {row.get("peer"): row for row in self.fabric.show(node, command)}
+            for peer in sorted(map(str, wanted)):
+                yield node, rows.get(peer, {"peer": peer})
 
     def _flowing(self) -> list[int]:
         """QPs of which a packet has just come."""
@@ -297,12 +301,9 @@ class Rig:
             return None
         return max((event["seq"] for event in self.events()), default=0)
 
-    def bfd_downs(self) -> dict[str, int]:
-        """How often bfdd itself has declared each session of the near node down, by interface and peer."""
-        rows = self.fabric.show(self.near, "show bfd peers counters json")
-        return {
-            f"{row.get('interface', '')} {row.get('peer')}": int(row.get("session-down", 0)) for row in rows
-        }
+    def bfd_downs(self) -> int:
+        """How often bfdd itself, at either end, has declared a session under test down."""
+        return sum(int(row.get("session-down", 0)) for _, row in self._peers("show bfd peers counters json"))
 
 
 def events(path: Path, since: int) -> list[Mapping[str, Any]]:
