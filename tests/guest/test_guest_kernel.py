@@ -82,8 +82,8 @@ def test_the_guest_has_what_this_project_emulates_with(modules: str, module: str
     assert re.search(rf"^{module} .* Live ", modules, re.MULTILINE), modules
 
 
-# Attaching and steering: what differs between kernels. Not all of tests/ebpf, since nothing here runs faster than a tenth
-# of a machine's speed, and not the test that fills a map.
+# Attaching and steering: what differs between kernels. Not all of tests/ebpf, and not the test that fills a map:
+# without hardware virtualization these take more than half an hour.
 CLASSIFIER_TESTS = ("tests/ebpf/test_attach.py", "tests/ebpf/test_steer.py")
 CLASSIFIER_CHOICE = "clsact or (test_steer and not full_map)"
 
