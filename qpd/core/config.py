@@ -69,7 +69,8 @@ class Adopted:
     ``paths``: id to key. ``groups``: without destinations. ``tables``: slot tables by number (uint8[4096, 64]), as far
     as they were read; a number that a group uses is never overwritten, read or not. ``living``: the daemon's word.
     ``uplinks``: ifindex to interface where the classifier is attached. ``overrides``: routes found in the own table,
-    an empty tuple for ``throw``. ``drained``: paths that the operator had taken out of service.
+    an empty tuple for ``throw``. ``drained``: paths that the operator had taken out of service. ``next_hops``: other
+    addresses of the paths' neighbours, to path id.
     """
 
     paths: Mapping[int, NextHopKey] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class Adopted:
     uplinks: Mapping[int, str] = field(default_factory=dict)
     overrides: Mapping[Network, tuple[NextHop, ...]] = field(default_factory=dict)
     drained: Collection[NextHopKey] = ()
+    next_hops: Mapping[NextHopKey, int] = field(default_factory=dict)
 
 
 class UnknownPath(LookupError):  # noqa: N818 - reads as what it says

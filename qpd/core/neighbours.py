@@ -99,10 +99,10 @@ class Neighbours:
                 if likely in _macs(record.addresses):
                     return record
         partner = self._partner(key)
-        record = None if partner is None else self._registry.get(NextHopKey(key.interface, partner))
-        if record is None or partner is None or (mac and record.addresses[partner]):
+        if partner is None:
             return None
-        return record
+        path = self._registry.get(NextHopKey(key.interface, partner))
+        return None if path is None or (mac and path.addresses[partner]) else path
 
     def kin(self, record: PathRecord) -> list[PathRecord]:
         """Other paths to the same neighbour: its MAC was not known when they were made."""
@@ -150,20 +150,25 @@ def best_next_hop(record: PathRecord, known: Iterable[Address], born: bool) -> A
     """The address that packets are sent to, which is the path's next hop for everyone.
 
     IPv6 packets cannot be sent to an IPv4 next hop, while the reverse works: so an IPv6 one as soon as IPv6 next hops
-    are in use. A new path (``born``) takes one that BGP or BFD know. Afterwards it stays until nothing uses or knows it.
+    are in use. A new path (``born``) takes one that BGP or BFD know. Afterwards it stays until routes use the path and
+    neither they nor BGP nor BFD have this address any more, as when the peer was replaced.
     """
     current = record.key.address
     referred = [*known, *record.uses]
     version = max((address.version for address in record.uses), default=4)
     fitting = [address for address in referred if address.version >= version]
-    if not fitting or (not born and current in fitting):
+    if not fitting or (not born and (current in fitting or not record.uses)):
         return current
     return fitting[0]
 
 
 def eui64_mac(address: Address) -> str:
     """The MAC that a link-local address was made of (RFC 4291, appendix A); '' where it was not."""
-    if not isinstance(address, IPv6Address) or not address.is_link_local or address.packed[11:13] != b"\xff\xfe":
+    if (
+        not isinstance(address, IPv6Address)
+        or not address.is_link_local
+        or address.packed[11:13] != b"\xff\xfe"
+    ):
         return ""
     octets = bytearray(address.packed[8:11] + address.packed[13:])
     octets[0] ^= 0x02

@@ -8,7 +8,7 @@ living paths before anything else, everything is written before something points
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from math import gcd
 from typing import Any
@@ -27,6 +27,7 @@ from qpd.core.config import (
     UnknownPath,
 )
 from qpd.core.groups import GroupBook, Order, Target
+from qpd.core.neighbours import ADDRESSES_MAX, Neighbours, best_next_hop
 from qpd.core.override import OverrideBook
 from qpd.core.paths import PathRecord, Registry
 from qpd.core.routes import Legs, RouteTable
@@ -46,15 +47,14 @@ from qpd.model import (
     EraseOverrides,
     ErasePath,
     Event,
+    FrrBack,
     FrrLost,
     Group,
     Link,
     LinkChanged,
     LinkGone,
-    Neighbour,
     NeighbourChanged,
     NeighbourGone,
-    NeighbourState,
     Network,
     NextHopKey,
     Operation,
@@ -111,12 +111,12 @@ class Planner:
         self.config = config
         self._registry = Registry(config)
         self._routes = RouteTable(self._eligible)
-        self._bfd = BfdFacts()
+        self._bfd = BfdFacts(config.hold_up)
+        self._neighbours = Neighbours(self._registry)
         self._book = GroupBook(adopted)
         self._overrides = OverrideBook(adopted.overrides)
         self._links: dict[int, Link] = {}
         self._link_names: dict[str, Link] = {}
-        self._neighbours: dict[tuple[int, Address], Neighbour] = {}
         self._peers: Mapping[NextHopKey, str] = {}
         self._frr_lost: set[str] = set()
         self._lingering: set[PathRecord] = set()
@@ -124,7 +124,7 @@ class Planner:
         # What is written.
         self._word = adopted.living or 0
         self._word_written = False
-        self._paths_written: dict[int, tuple[int, bool] | None] = {}
+        self._paths_written: dict[int, tuple[int, bool, Address] | None] = {}
         self._uplinks: dict[int, str] = {}
         self._uplinks_found = dict(adopted.uplinks)
         self._macs: dict[tuple[int, str], int] | None = None
@@ -148,6 +148,10 @@ class Planner:
         for number, key in adopted.paths.items():
             if 0 <= number < PATHS_MAX and self._registry.get(key) is None:
                 self._adopt(number, key, adopted)
+        for key, number in adopted.next_hops.items():
+            record = self._registry.by_id(number)
+            if record is not None and key.interface == record.key.interface and not self._registry.get(key):
+                self._neighbours.attach(record, key.address, 0)
 
     # --- what others read -------------------------------------------------------------------------------------------
 
@@ -213,9 +217,9 @@ class Planner:
         return min(times, default=None)
 
     def session_of(self, path: Path) -> BfdSession | None:
-        """The BFD session that guards a path."""
+        """The BFD session that guards a path; of several the worst."""
         record = self._registry.by_id(path.id)
-        return None if record is None else self._bfd.of(record)
+        return None if record is None else self._bfd.worst(record)
 
     def explain_destination(self, address: Address) -> Destination | None:
         """How this address (an outer destination) is reached; None: by the kernel's own choice."""
@@ -256,10 +260,10 @@ class Planner:
             case LinkGone(ifindex):
                 self._lose_link(ifindex)
             case NeighbourChanged(neighbour):
-                self._neighbours[neighbour.ifindex, neighbour.address] = neighbour
+                self._neighbours.put(neighbour)
                 self._touch_neighbour(neighbour.ifindex, neighbour.address)
             case NeighbourGone(ifindex, address):
-                self._neighbours.pop((ifindex, address), None)
+                self._neighbours.drop(ifindex, address)
                 self._touch_neighbour(ifindex, address)
             case BfdSessionsRead(sessions):
                 self._take_sessions(sessions, now)
@@ -267,11 +271,13 @@ class Planner:
                 self._take_names(names)
             case FrrLost(daemon):
                 self._take_loss(daemon)
+            case FrrBack(daemon):
+                self._back(daemon)
             case DrainAsked(name, drain):
                 self._take_drain(name, drain)
             case Resynced(facts):
                 self._take_links(facts.links)
-                self._neighbours = {(entry.ifindex, entry.address): entry for entry in facts.neighbours}
+                self._neighbours.replace(facts.neighbours)
                 self._touched.update(self._registry)
                 self._remapped = True
                 self._routes.replace(facts.routes)
@@ -302,8 +308,7 @@ class Planner:
             return
         if self._link_names.get(link.name) is link:
             del self._link_names[link.name]
-        for key in [key for key in self._neighbours if key[0] == ifindex]:
-            del self._neighbours[key]
+        self._neighbours.drop_interface(ifindex)
         self._relink(ifindex)
         self._touch_interfaces({link.name})
 
@@ -334,13 +339,17 @@ class Planner:
         if record is not None:
             self._touched.add(record)
             self._remapped = True
+        elif link is not None and self._registry.on(link.name):
+            # Perhaps a peer's address, which is told from another neighbour's by its MAC.
+            self._remapped = True
 
     # --- FRR and the tap --------------------------------------------------------------------------------------------
 
     def _take_sessions(self, sessions: Iterable[BfdSession], now: float) -> None:
-        if self._bfd.lost:
-            self._back("bfdd")
-        self._bfd.read(sessions)
+        self._back("bfdd")
+        self._bfd.read(sessions, now)
+        self._know()
+        self._remapped = True  # Which session tells the tap hangs on what was seen of them.
         for record in self._registry:
             difference = self._bfd.compare(record, now)
             if difference is not None:
@@ -356,18 +365,29 @@ class Planner:
             self._tells.append(Tell("mismatch", detail, event.kernel_ns))
             return
         self._kernel_ns[record.id] = event.kernel_ns
-        self._touched.add(record)
+        self._touched.update((record, *self._neighbours.kin(record)))
 
     def _take_names(self, names: Mapping[NextHopKey, str]) -> None:
         """A peer that is away has no name: what a path was called, it stays."""
-        if "bgpd" in self._frr_lost:
-            self._back("bgpd")
+        self._back("bgpd")
         self._peers = dict(names)
+        self._know()
         for record in self._registry:
-            name = names.get(record.key)
-            if name and name != record.host_name:
-                record.host_name = name
-                self._renamed = True
+            self._name_after_peer(record)
+
+    def _name_after_peer(self, record: PathRecord) -> None:
+        addresses = (record.key.address, *record.addresses)
+        keys = (NextHopKey(record.key.interface, address) for address in addresses)
+        name = next((self._peers[key] for key in keys if self._peers.get(key)), None)
+        if name and name != record.host_name:
+            record.host_name = name
+            self._renamed = True
+
+    def _know(self) -> None:
+        """What BGP and BFD call their peers may be other addresses of neighbours that we know."""
+        if self._neighbours.know((*self._peers, *self._bfd.sessions)):
+            self._touched.update(self._registry)
+            self._remapped = True
 
     def _take_loss(self, daemon: str) -> None:
         if daemon in self._frr_lost:
@@ -378,8 +398,10 @@ class Planner:
             self._bfd.lose()
 
     def _back(self, daemon: str) -> None:
-        self._frr_lost.discard(daemon)
-        self._tells.append(Tell("frr-back", {"daemon": daemon}))
+        """It answers again, or what only it can have said has come: told once, by whichever is first."""
+        if daemon in self._frr_lost:
+            self._frr_lost.discard(daemon)
+            self._tells.append(Tell("frr-back", {"daemon": daemon}))
 
     def _take_drain(self, name: str, drain: bool) -> None:
         record = next((record for record in self._registry if record.name == name), None)
@@ -388,6 +410,7 @@ class Planner:
         if record.drained is drain:
             return
         record.drained = drain
+        self._remapped = True  # What is drained is not folded into another path.
         self._tells.append(Tell("path-drained" if drain else "path-undrained", _named(record)))
         self._touched.add(record)
 
@@ -398,12 +421,20 @@ class Planner:
             tells, self._tells = self._tells, []
             return list(tells)
         self._retry_at = None
-        if "zebra" in self._frr_lost and self._zebra_spoke():
+        if self._zebra_spoke():
             self._back("zebra")
         if self._registry.recycle():
             self._unresolved.update((legs, None) for legs in self._keyless if legs.left_out)
-        resolved = self._resolve(now)
-        erased = self._expire(now)
+        resolved: dict[Legs, None] = {}
+        erased: list[Operation] = []
+        claimed = True
+        while claimed:
+            # An address that is found to be a path's may be the link to others.
+            erased += self._recognise()
+            resolved |= self._resolve(now)
+            erased += self._expire(now)
+            claimed = self._claim()
+        self._choose_next_hops()
         if self._renamed:
             self._rename(resolved)
         affected = self._judge(now)
@@ -424,6 +455,8 @@ class Planner:
         return [*operations, *tells]
 
     def _zebra_spoke(self) -> bool:
+        if "zebra" not in self._frr_lost:
+            return False
         found = (self._routes.legs_of.get(prefix) for prefix in self._routes.moved)
         return any(legs is not None and legs.eligible for legs in found)
 
@@ -455,28 +488,106 @@ class Planner:
             legs.members = tuple(members)
             for record, hop in members:
                 record.legs.add(legs)
+                record.uses[hop.address] += 1
                 if not hop.alive:
                     record.dead_legs.add(legs)
                 self._touched.add(record)
         return resolved
 
     def _leave(self, legs: Legs) -> None:
-        for record, _ in legs.members:
+        for record, hop in legs.members:
             record.legs.discard(legs)
             record.dead_legs.discard(legs)
+            record.uses[hop.address] -= 1
+            if not record.uses[hop.address]:
+                del record.uses[hop.address]
             self._touched.add(record)
 
     def _path(self, key: NextHopKey, link: Link, now: float) -> PathRecord | None:
-        record = self._registry.get(key)
+        record = self._registry.get(key) or self._alias(key, link.ifindex)
         if record is None:
             record = self._registry.add(key, now)
             if record is None:
                 return None
             record.ifindex = link.ifindex
-            record.host_name = self._peers.get(key) or None
+            self._neighbours.learn(record, link.ifindex)
+            self._name_after_peer(record)
             self._renamed = self._relinked = self._remapped = self._reordered = True
             self._born.append(record)
         return record
+
+    # --- one path a neighbour ---------------------------------------------------------------------------------------
+
+    def _alias(self, key: NextHopKey, ifindex: int) -> PathRecord | None:
+        """The path whose neighbour has this address, too: it is the path's from now on."""
+        record = self._neighbours.find(key, ifindex)
+        if record is None or not self._neighbours.attach(record, key.address, ifindex):
+            return None
+        self._name_after_peer(record)
+        self._touched.add(record)
+        self._remapped = True
+        return record
+
+    def _claim(self) -> bool:
+        """Give what BGP and BFD know to the paths whose neighbours have these addresses; True: some was no path's."""
+        if not self._remapped:
+            return False
+        claimed = False
+        for key in list(self._neighbours.unclaimed()):
+            link = self._link_names.get(key.interface)
+            claimed |= self._alias(key, link.ifindex if link else 0) is not None
+        return claimed
+
+    def _recognise(self) -> list[Operation]:
+        """Learn MACs. Two paths to one neighbour become one where no QP can have its home on the other."""
+        if not self._remapped:
+            return []
+        for record in self._registry:
+            self._neighbours.learn(record, record.ifindex)
+        erased: list[Operation] = []
+        for record in list(self._registry):
+            if record.served or record.drained:
+                continue
+            on = list(self._registry.on(record.key.interface))
+            elders = on[: on.index(record)]
+            for other in self._neighbours.kin(record):
+                room = len(record.addresses) + len(other.addresses) <= ADDRESSES_MAX
+                if room and (other.served or other in elders):
+                    erased += self._fold(record, other)
+                    break
+        return erased
+
+    def _fold(self, record: PathRecord, other: PathRecord) -> list[Operation]:
+        for legs in list(record.legs):
+            self._leave(legs)
+            legs.members = ()
+            self._unresolved[legs] = None
+        operations = self._remove(record)
+        for address in record.addresses:
+            self._neighbours.attach(other, address, other.ifindex)
+        self._name_after_peer(other)
+        self._touched.add(other)
+        self._tells.append(Tell("path-gone", {**_named(record), "into": other.id}))
+        return operations
+
+    def _remove(self, record: PathRecord) -> list[Operation]:
+        self._lingering.discard(record)
+        self._touched.discard(record)
+        self._registry.remove(record)
+        self._renamed = self._relinked = self._remapped = self._reordered = True
+        if record.id not in self._paths_written:
+            return []
+        del self._paths_written[record.id]
+        return [ErasePath(record.id)]
+
+    def _choose_next_hops(self) -> None:
+        """Which of its neighbour's addresses each path is written with."""
+        for record in self._touched:
+            address = best_next_hop(record, self._neighbours.known(record), record in self._born)
+            if address != record.key.address:
+                record.key = NextHopKey(record.key.interface, address)
+                # Names tell paths on one interface apart by their next hops, and tables the paths of one plane.
+                self._renamed = self._relinked = self._reordered = True
 
     def _expire(self, now: float) -> list[Operation]:
         """Let go of paths that have had no route for long."""
@@ -491,19 +602,14 @@ class Planner:
         for record in list(self._lingering):
             if record.linger_until is None or now < record.linger_until or self._kept(record, now):
                 continue
-            self._lingering.discard(record)
-            self._touched.discard(record)
-            self._registry.remove(record)
-            if self._paths_written.pop(record.id, (0, False)) != (0, False):
-                operations.append(ErasePath(record.id))
-            self._renamed = self._relinked = self._remapped = self._reordered = True
+            operations += self._remove(record)
             self._tells.append(Tell("path-gone", _named(record)))
         return operations
 
     def _kept(self, record: PathRecord, now: float) -> bool:
         """Something but a route refers to the path at this time."""
         held = record.health.hold_until is not None and now < record.health.hold_until
-        return record.drained or held or self._bfd.of(record) is not None
+        return record.drained or held or bool(self._bfd.guards(record))
 
     def _rename(self, resolved: dict[Legs, None]) -> None:
         """Names, planes and weights anew; configured weights hang on names."""
@@ -522,7 +628,9 @@ class Planner:
             if record in self._held_down:
                 self._held_down.discard(record)
                 self._bfd.assume_seen(record)
-            record.health.judge(self._failure(record), now)
+            record.health.judge(self._failure(record), now, record.bfd_up_since)
+            if record.health.failing is Reason.NONE:
+                record.bfd_up_since = None
             unseen = self._neighbour_failed(record) or self._bfd_reason(record) is not Reason.NONE
             if record.health.hold_until is None:
                 record.fib_dead = unseen
@@ -555,11 +663,15 @@ class Planner:
         return self._bfd_reason(record)
 
     def _neighbour_failed(self, record: PathRecord) -> bool:
-        neighbour = self._neighbours.get((record.ifindex, record.key.address))
-        return neighbour is not None and neighbour.state is NeighbourState.FAILED
+        """The address that packets are sent to does not answer; or one that routes use, and BFD sees nobody alive."""
+        if self._neighbours.failed(record.ifindex, record.key.address):
+            return True
+        if not any(self._neighbours.failed(record.ifindex, address) for address in record.uses):
+            return False
+        return not (self.config.bfd and self._bfd.is_up(record))
 
     def _bfd_reason(self, record: PathRecord) -> Reason:
-        return self._bfd.verdict(record) if self.config.bfd else Reason.NONE
+        return self._bfd.verdict(record, self._neighbours.kin(record)) if self.config.bfd else Reason.NONE
 
     @staticmethod
     def _state(record: PathRecord) -> tuple[PathState, Reason]:
@@ -614,7 +726,11 @@ class Planner:
 
     def _life(self) -> tuple[list[Operation], list[Operation]]:
         """The word of living paths: what dies at once, what lives once everything it may point to is written."""
-        word = sum(1 << record.id for record in self._registry if record.state is PathState.UP)
+        word = 0
+        for record in self._registry:
+            if record.state is PathState.UP:
+                word |= 1 << record.id
+                record.served = True
         surviving = self._word & word
         dead: list[Operation] = [SetLiving(surviving)] if surviving != self._word else []
         living: list[Operation] = [SetLiving(word)] if word != surviving or not self._word_written else []
@@ -648,11 +764,14 @@ class Planner:
                 continue
             path = self._registry.view(record)
             before = self._paths_written.get(record.id)
-            if before is None or before[0] != path.ifindex or before[1] > path.sole:
-                early.append(WritePath(path))
-            elif before[1] < path.sole:
+            now = (path.ifindex, path.sole, path.next_hop)
+            if before is not None and before[1] < path.sole:
+                if (before[0], before[2]) != (now[0], now[2]):
+                    early.append(WritePath(replace(path, sole=False)))
                 late.append(WritePath(path))
-            self._paths_written[record.id] = (path.ifindex, path.sole)
+            elif before != now:
+                early.append(WritePath(path))
+            self._paths_written[record.id] = now
         return early, late
 
     def _settle_uplinks(self) -> list[Operation]:
@@ -671,12 +790,10 @@ class Planner:
         for ifindex, name in wanted.items():
             if self._uplinks.get(ifindex) != name:
                 attached.append(AttachUplink(ifindex, name))
-                self._tells.append(Tell("uplink-attached", {"interface": name, "ifindex": ifindex}))
         detached: list[Operation] = []
         for ifindex, name in {**self._uplinks_found, **self._uplinks}.items():
             if ifindex not in wanted:
                 detached.append(DetachUplink(ifindex, name))
-                self._tells.append(Tell("uplink-detached", {"interface": name, "ifindex": ifindex}))
         self._uplinks_found = {}
         self._uplinks = wanted
         return attached + detached
@@ -736,11 +853,13 @@ class Planner:
         macs: dict[tuple[int, str], int] = {}
         next_hops: dict[tuple[int, Address], int] = {}
         for record in sorted(self._registry, key=lambda record: (bool(record.legs), -record.id)):
-            neighbour = self._neighbours.get((record.ifindex, record.key.address))
-            if neighbour is not None and neighbour.mac:
-                macs[record.ifindex, neighbour.mac] = record.id
-            if record.ifindex and self.config.bfd:
-                next_hops[record.ifindex, record.key.address] = record.id
+            guard = self._bfd.guard_of(record)
+            for address in record.addresses:
+                mac = self._neighbours.mac(record.ifindex, address)
+                if mac:
+                    macs[record.ifindex, mac] = record.id
+                if record.ifindex and self.config.bfd and guard in {None, address}:
+                    next_hops[record.ifindex, address] = record.id
         operations: list[Operation] = []
         if macs != self._macs:
             operations.append(WriteNeighbours(dict(macs)))
@@ -778,6 +897,7 @@ class Planner:
         record = self._registry.add(key, 0.0, number)
         assert record is not None
         self._paths_written[number] = None
+        record.served = True
         record.drained = key in adopted.drained
         if adopted.living is not None and not record.drained and not adopted.living >> number & 1:
             self._held_down.add(record)

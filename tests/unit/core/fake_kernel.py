@@ -72,8 +72,13 @@ class FakeKernel:
                 assert path.ifindex
                 assert path.id < PATHS_MAX
                 before = self.paths.get(path.id)
-                assert before is None or before.key == path.key, "an id changed its path without being erased"
-                assert before is None or (before.ifindex, before.sole) != (path.ifindex, path.sole)
+                if before is not None:
+                    same = before.interface == path.interface and before.next_hop in {
+                        path.next_hop,
+                        *path.aliases,
+                    }
+                    assert same, "an id changed its path without being erased"
+                    assert written(before) != written(path)
                 self.paths[path.id] = path
             case ErasePath(number):
                 del self.paths[number]
@@ -184,6 +189,11 @@ class FakeKernel:
         """What the own table answers; None: the look-up goes on to main."""
         prefix = longest_match(self.overrides, address)
         return None if prefix is None or not self.overrides[prefix] else (prefix, self.overrides[prefix])
+
+
+def written(path: Path) -> tuple[object, ...]:
+    """What the kernel holds of a path."""
+    return path.ifindex, path.next_hop, path.sole
 
 
 def longest_match(prefixes: Iterable[Network], address: Address) -> Network | None:

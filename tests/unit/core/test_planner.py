@@ -20,7 +20,9 @@ from qpd.model import (
     EraseGroup,
     EraseOverrides,
     ErasePath,
+    Event,
     Facts,
+    FrrBack,
     FrrLost,
     Link,
     LinkChanged,
@@ -263,6 +265,88 @@ class TestReturn:
         assert only(operations, EraseOverrides)
         assert leaf.kernel.living == 0b1111
         assert not leaf.kernel.overrides
+
+    def test_the_taps_hold_is_not_added_to_ours(self, leaf: Leaf) -> None:
+        """It reports the return when it has waited for hold_up itself: no second wait follows."""
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)))
+        leaf.tap(1, up=False, cause="silent")
+        leaf.now += 4.0
+        assert SetLiving(0b1111) in leaf.tap(1, up=True, cause="up")
+        assert not leaf.kernel.overrides
+
+    def test_the_hold_counts_from_bfdds_word_while_the_tap_holds(self, leaf: Leaf) -> None:
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)))
+        leaf.tap(1, up=False, cause="local-down")
+        leaf.handle(BfdSessionsRead((session(1, BfdState.DOWN),)))
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)), after=3.0)
+        assert leaf.path(1).state is PathState.HOLD
+        assert leaf.planner.deadline == leaf.now + 1.0
+        assert not silent(leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)), after=0.5))
+        assert SetLiving(0b1111) in leaf.handle(Tick(), after=0.5)
+
+    @pytest.mark.parametrize("read_after", [0.02, 0.9, 2.0])
+    def test_it_returns_hold_up_after_bfd_whoever_knows_first(self, leaf: Leaf, read_after: float) -> None:
+        """The session comes Up; bfdd is read so long after that, and the tap reports 1.01 s after it."""
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)))
+        leaf.tap(1, up=False, cause="remote-down")
+        leaf.handle(BfdSessionsRead((session(1, BfdState.DOWN),)), after=0.02)
+        up_at = leaf.now = leaf.now + 5.0
+        first = (up_at + read_after, BfdSessionsRead((session(1, BfdState.UP),)))
+        second = (up_at + 1.01, TapReported(leaf.path(1).id, True, "up", 7))
+        for at, event in sorted((first, second), key=lambda step: step[0]):
+            while leaf.planner.deadline is not None and leaf.planner.deadline <= at:
+                leaf.now = leaf.planner.deadline
+                leaf.handle(Tick())
+            leaf.now = at
+            leaf.handle(event)
+        while leaf.planner.deadline is not None:
+            leaf.now = leaf.planner.deadline
+            leaf.handle(Tick())
+        assert leaf.path(1).state is PathState.UP
+        assert leaf.path(1).since <= up_at + 1.03
+
+    def test_a_read_that_crossed_the_taps_report_is_no_return(self, leaf: Leaf) -> None:
+        up = BfdSessionsRead((session(1, BfdState.UP),))
+        leaf.handle(up)
+        leaf.tap(1, up=False)
+        assert not leaf.handle(up, after=0.01)
+        assert leaf.path(1).state is PathState.DOWN
+        # Twice is no accident.
+        leaf.handle(up, after=0.01)
+        assert leaf.path(1).state is PathState.HOLD
+
+    def test_damping_outlasts_the_taps_hold(self, leaf: Leaf) -> None:
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)))
+        for _ in range(3):
+            leaf.tap(1, up=False)
+            leaf.now += 4.0
+            leaf.tap(1, up=True, cause="up")
+        # The third fall in a minute: 4 s, of which the tap has waited one.
+        assert leaf.path(1).state is PathState.HOLD
+        assert leaf.planner.deadline == leaf.now + 3.0
+
+    def test_a_link_that_came_back_later_holds_from_then(self, leaf: Leaf) -> None:
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)))
+        leaf.tap(1, up=False)
+        leaf.handle(LinkChanged(link(1, up=False)))
+        leaf.handle(LinkChanged(link(1)), after=5.0)
+        leaf.now += 0.4
+        leaf.tap(1, up=True, cause="up")
+        assert leaf.path(1).state is PathState.HOLD
+        assert leaf.planner.deadline == pytest.approx(leaf.now + 0.6)
+        leaf.handle(Tick(), after=1.0)
+        leaf.handle(LinkChanged(link(1, up=False)), after=70.0)
+        leaf.handle(LinkChanged(link(1)), after=5.0)
+        # What the tap says again now has nothing to do with the link's own return.
+        leaf.tap(1, up=True, cause="up")
+        assert leaf.planner.deadline == pytest.approx(leaf.now + 1.0)
+
+    def test_a_session_taken_down_by_its_administrator_proves_no_service(self, leaf: Leaf) -> None:
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)))
+        leaf.tap(1, up=False)
+        leaf.now += 4.0
+        leaf.tap(1, up=True, cause="lifted")
+        assert leaf.planner.deadline == leaf.now + 1.0
 
     def test_a_link_made_anew_is_the_same_path(self, leaf: Leaf) -> None:
         before = leaf.path(3)
@@ -533,18 +617,55 @@ class TestFrr:
         up = BfdSessionsRead(tuple(session(index, BfdState.UP) for index in FOUR))
         leaf.handle(up)
         leaf.tap(1, up=False)
-        leaf.handle(up)
+        # For hold_up the tap rightly holds what bfdd calls Up again.
+        for after in (0.0, 1.0, 1.0, 0.9):
+            leaf.handle(up, after=after)
         assert not leaf.told("mismatch")
-        leaf.handle(up, after=1.0)
+        for _ in range(3):
+            leaf.handle(up, after=1.0)
         (mismatch,) = leaf.told("mismatch")
-        assert (mismatch.detail["path"], mismatch.detail["tap"], mismatch.detail["bfdd"]) == (
-            "eth1",
-            "down",
-            "up",
-        )
+        detail = mismatch.detail
+        assert (detail["path"], detail["tap"], detail["bfdd"]) == ("eth1", "down", "up")
+
+    def test_a_tap_that_is_up_while_bfdd_is_down_is_told_once(self, leaf: Leaf) -> None:
+        leaf.handle(BfdSessionsRead((session(1, BfdState.UP),)))
+        leaf.tap(1, up=True, cause="up")
+        for _ in range(4):
+            leaf.handle(BfdSessionsRead((session(1, BfdState.DOWN),)), after=1.0)
+        (mismatch,) = leaf.told("mismatch")
+        assert (mismatch.detail["tap"], mismatch.detail["bfdd"]) == ("up", "down")
         assert leaf.path(1).state is PathState.DOWN
-        leaf.handle(up, after=2.0)
-        assert leaf.path(1).state is PathState.HOLD
+
+    @pytest.mark.parametrize("daemon", ["bfdd", "bgpd", "zebra", "staticd"])
+    def test_a_daemon_that_answers_again_is_told_once(self, leaf: Leaf, daemon: str) -> None:
+        """It answers, and then says what it knows: whichever comes first tells."""
+        words: dict[str, Event] = {
+            "bfdd": BfdSessionsRead(()),
+            "bgpd": PeersNamed({}),
+            "zebra": RouteChanged(route("198.51.100.1/32", hop(0))),
+            "staticd": Tick(),
+        }
+        states = [path.state for path in leaf.planner.paths]
+        leaf.handle(FrrBack(daemon))
+        assert not leaf.told("frr-back"), "it was never lost"
+        for first, second in ((FrrBack(daemon), words[daemon]), (words[daemon], FrrBack(daemon))):
+            leaf.kernel.tells.clear()
+            for event in (FrrLost(daemon), FrrLost(daemon), first, second, first):
+                leaf.handle(event)
+            assert [tell.kind for tell in leaf.kernel.tells if tell.kind.startswith("frr-")] == [
+                "frr-lost",
+                "frr-back",
+            ]
+            assert [path.state for path in leaf.planner.paths] == states
+
+    def test_a_bfdd_that_answers_is_no_bfdd_that_knows(self, leaf: Leaf) -> None:
+        """What the tap calls dead is bfdd's silence until its sessions have been read."""
+        leaf.handle(BfdSessionsRead(tuple(session(index, BfdState.UP) for index in FOUR)))
+        leaf.handle(FrrLost("bfdd"))
+        leaf.handle(FrrBack("bfdd"))
+        assert not silent(leaf.tap(2, up=False))
+        leaf.handle(BfdSessionsRead(tuple(session(index, BfdState.UP) for index in FOUR)))
+        assert silent(leaf.tap(2, up=False))
 
 
 class TestLimits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -10,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from qpd.core.planner import Planner, PlannerConfig
+from qpd.core.paths import PathRecord
+from qpd.core.planner import Adopted, Planner, PlannerConfig
 from qpd.model import (
     NO_GROUP,
     Address,
@@ -20,6 +22,7 @@ from qpd.model import (
     DrainAsked,
     Event,
     Facts,
+    FrrBack,
     FrrLost,
     Link,
     LinkChanged,
@@ -31,6 +34,7 @@ from qpd.model import (
     Network,
     NextHop,
     NextHopKey,
+    Path,
     PathState,
     PeersNamed,
     Reason,
@@ -39,12 +43,18 @@ from qpd.model import (
     RouteChanged,
     RouteGone,
     TapReported,
+    Tell,
     Tick,
 )
 from tests.unit.core.fake_kernel import FakeKernel, longest_match
 
 INTERFACES = ["eth0", "eth1", "eth2", "eth3", "br0"]
-PEERS: list[Address] = [ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("fe80::1")]
+NEIGHBOURS: list[list[Address]] = [
+    [ip_address("10.0.0.1"), ip_address("169.254.0.1"), ip_address("fe80::1")],
+    [ip_address("10.0.0.2"), ip_address("2001:db8:f::2")],
+]
+"""On each interface two neighbours may be found, each with its MAC and these addresses."""
+PEERS = [address for addresses in NEIGHBOURS for address in addresses]
 PREFIXES: list[Network] = [
     ip_network(text)
     for text in (
@@ -72,6 +82,8 @@ PROBES = [
     )
 ]
 QUEUE_PAIRS = [(probe, dest_qp) for probe in PROBES for dest_qp in (0x11, 0x12, 0x13)]
+
+DAEMONS = ["bfdd", "bgpd", "zebra"]
 
 interfaces = st.sampled_from(INTERFACES)
 peers = st.sampled_from(PEERS)
@@ -107,9 +119,13 @@ class Node(RuleBasedStateMachine):
         planes=st.sampled_from([{}, {}, {"eth0": "red", "eth1": "red"}]),
         hold_up=st.sampled_from([0.0, 1.0]),
         at_once=st.booleans(),
+        adopting=st.booleans(),
         legs=hops,
     )
-    def begin(self, at_once: bool, legs: list[tuple[str, Address, int, bool]], **options: Any) -> None:
+    def begin(
+        self, at_once: bool, adopting: bool, legs: list[tuple[str, Address, int, bool]], **options: Any
+    ) -> None:
+        self.adopting = adopting
         self.config = PlannerConfig(linger=30, hold_up_max=8, **options)
         self.planner = Planner(self.config)
         for name in INTERFACES:
@@ -131,11 +147,14 @@ class Node(RuleBasedStateMachine):
     def tell(self, *events: Event) -> None:
         before = {qp: self.kernel.path_of(qp[0], qp[1], self.homes.get(qp)) for qp in QUEUE_PAIRS}
         usable_before = {probe: self.kernel.usable(probe) for probe in PROBES}
+        had = {key: path for path in self.planner.paths for key in addresses_of(path)}
         operations = self.planner.handle_all(events, self.now)
         assert self.started or not [op for op in operations if type(op).__name__ != "Tell"]
         steps = []
         for operation in operations:
             self.kernel.step(operation)
+            if isinstance(operation, Tell) and "into" in operation.detail:
+                assert operation.detail["id"] not in self.homes.values(), "folded, and QPs were there"
             if type(operation).__name__ != "Tell":
                 steps.append(
                     {qp: self.kernel.path_of(qp[0], qp[1], self.homes.get(qp)) for qp in QUEUE_PAIRS}
@@ -152,12 +171,15 @@ class Node(RuleBasedStateMachine):
                 number = step[qp]
                 assert number is None or allowed >> number & 1
         self.settled()
+        self.recognised(had)
 
     def settled(self) -> None:
         if not self.started:
             return
-        states = {path.key: path for path in self.planner.paths}
-        assert self.kernel.living == sum(1 << p.id for p in states.values() if p.state is PathState.UP)
+        paths = {path.id: path for path in self.planner.paths}
+        owners = {key: path for path in paths.values() for key in addresses_of(path)}
+        assert len(owners) == sum(1 + len(path.aliases) for path in paths.values())
+        assert self.kernel.living == sum(1 << p.id for p in paths.values() if p.state is PathState.UP)
         assert self.planner.living == self.kernel.living
         best = self.best_routes()
         for probe in PROBES:
@@ -166,19 +188,60 @@ class Node(RuleBasedStateMachine):
             group = self.kernel.group_of(probe)
             if prefix is not None and not keys and not self.leaves_by_uplink(best[prefix]):
                 continue
-            assert {self.kernel.key(number) for number in (group.weights if group else ())} == set(keys)
+            members = {owners[key].id for key in keys}
+            assert set(group.weights if group else ()) == members
+            assert all(
+                self.kernel.paths[owners[key].id].next_hop.version >= key.address.version for key in keys
+            ), "an IPv6 packet cannot be sent to an IPv4 next hop"
             for dest_qp in (0x11, 0x12, 0x13):
                 number = self.kernel.path_of(probe, dest_qp, self.homes.get((probe, dest_qp)))
                 if number is None:
-                    assert not any(states[key].state is PathState.UP for key in keys)
+                    assert not any(paths[member].state is PathState.UP for member in members)
                 else:
-                    assert states[self.kernel.key(number)].state is PathState.UP
+                    assert paths[number].state is PathState.UP
                     self.homes.setdefault((probe, dest_qp), number)
             overridden = self.kernel.override_of(probe)
             if overridden is not None:
                 assert overridden[0] == prefix, "an override hides a longer prefix of main"
                 assert set(overridden[1]) < set(best[prefix].next_hops)
+        for key, session in self.planner.sessions.items():
+            failed = session.state in {BfdState.DOWN, BfdState.INIT} and key in self.planner._bfd._seen_up
+            if failed and key in owners:
+                assert owners[key].state is not PathState.UP, "a session that was Up is down"
         self.explained()
+        self.told_in_turn()
+
+    def recognised(self, had: dict[NextHopKey, Path]) -> None:
+        """What is one neighbour's is one path's; and what is one path's stays so for the path's life."""
+        have = {key: path for path in self.planner.paths for key in addresses_of(path)}
+        living = {path.id for path in have.values()}
+        for key, path in had.items():
+            if path.id in living and have[key].id != path.id:
+                raise AssertionError(f"{key} was handed from path to path")
+        for key, path in have.items():
+            mac = self.mac_of(key)
+            if key in had or not mac:
+                continue
+            elders = [
+                other for other, owner in had.items() if owner.interface == path.interface and other in have
+            ]
+            twins = {have[other].id for other in elders if self.mac_of(other) == mac}
+            assert not twins or path.id in twins, "a neighbour that we know got another path"
+
+    def mac_of(self, key: NextHopKey) -> str:
+        link = self.links.get(key.interface)
+        entry = self.neighbours.get((link.ifindex, key.address)) if link else None
+        return entry.mac if entry else ""
+
+    def told_in_turn(self) -> None:
+        """Each loss of a daemon once, and each return once."""
+        for daemon in DAEMONS:
+            kinds = [
+                tell.kind
+                for tell in self.kernel.tells
+                if tell.kind.startswith("frr-") and tell.detail["daemon"] == daemon
+            ]
+            assert kinds == (["frr-lost", "frr-back"] * len(kinds))[: len(kinds)]
 
     def explained(self) -> None:
         for probe in PROBES:
@@ -303,7 +366,7 @@ class Node(RuleBasedStateMachine):
             mac = (
                 ""
                 if state is not NeighbourState.USABLE
-                else f"02:00:00:00:{ifindex:02x}:{PEERS.index(address):02x}"
+                else f"02:00:00:00:{INTERFACES.index(name):02x}:{neighbour_of(address):02x}"
             )
             entry = self.neighbours[ifindex, address] = Neighbour(ifindex, address, state, mac)
             self.tell(NeighbourChanged(entry))
@@ -324,27 +387,38 @@ class Node(RuleBasedStateMachine):
             self.sessions[key] = BfdSession(name, address, state)
         self.tell(BfdSessionsRead(tuple(self.sessions.values())))
 
-    @rule(data=st.data(), up=st.booleans(), cause=st.sampled_from(["bfd-down", "bfd-silent"]))
-    def tap(self, data: st.DataObject, up: bool, cause: str) -> None:
+    @rule(data=st.data(), cause=st.sampled_from(["up", "lifted", "local-down", "remote-down", "silent"]))
+    def tap(self, data: st.DataObject, cause: str) -> None:
         if self.planner.paths:
             path = data.draw(st.sampled_from(self.planner.paths))
-            self.tell(TapReported(path.id, up, cause, 1))
+            self.tell(TapReported(path.id, cause in {"up", "lifted"}, cause, 1))
 
     @rule(
-        names=st.dictionaries(st.tuples(interfaces, peers), st.sampled_from(["spine1", "spine2", "spine3"]))
+        known=st.sets(st.tuples(interfaces, peers)),
+        names=st.lists(st.sampled_from(["spine1", "spine2", "spine3"]), min_size=3, max_size=3),
     )
-    def peers_named(self, names: dict[tuple[str, Address], str]) -> None:
-        self.tell(PeersNamed({NextHopKey(*key): name for key, name in names.items()}))
+    def peers_named(self, known: set[tuple[str, Address]], names: list[str]) -> None:
+        """A neighbour has one name, by whichever of its addresses bgpd knows it."""
+        self.tell(
+            PeersNamed(
+                {
+                    NextHopKey(interface, address): names[
+                        (INTERFACES.index(interface) + neighbour_of(address)) % 3
+                    ]
+                    for interface, address in sorted(known, key=str)
+                }
+            )
+        )
 
     @rule(data=st.data(), drain=st.booleans())
     def drain(self, data: st.DataObject, drain: bool) -> None:
         if self.started and self.planner.paths:
             self.tell(DrainAsked(data.draw(st.sampled_from(self.planner.paths)).name, drain))
 
-    @rule(daemon=st.sampled_from(["bfdd", "bgpd", "zebra"]))
-    def frr_lost(self, daemon: str) -> None:
+    @rule(daemon=st.sampled_from(DAEMONS), event=st.sampled_from([FrrLost, FrrBack]))
+    def frr(self, daemon: str, event: type[FrrLost | FrrBack]) -> None:
         states = {path.id: path.state for path in self.planner.paths}
-        self.tell(FrrLost(daemon))
+        self.tell(event(daemon))
         assert states == {path.id: path.state for path in self.planner.paths}
 
     @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 5.0, 40.0]))
@@ -358,27 +432,67 @@ class Node(RuleBasedStateMachine):
         if not self.started:
             return
         self.drain_timers(self.planner)
-        fresh = Planner(self.config)
-        registry = self.planner._registry
+        fresh, fresh_kernel = self.successor(Adopted())
+        if self.adopting or self.partition(fresh) != self.partition(self.planner):
+            # Which addresses are one path is decided once; a successor finds what was decided.
+            fresh, fresh_kernel = self.successor(
+                Adopted(
+                    paths={path.id: path.key for path in self.planner.paths},
+                    next_hops={key: path.id for path in self.planner.paths for key in addresses_of(path)},
+                )
+            )
+            assert self.partition(fresh) == self.partition(self.planner)
+        self.compare(fresh, fresh_kernel)
+
+    def successor(self, adopted: Adopted) -> tuple[Planner, FakeKernel]:
+        """A planner that sees the present facts only."""
+        fresh, kernel = Planner(self.config, adopted), FakeKernel()
+        for number, key in adopted.paths.items():
+            path = next(path for path in self.planner.paths if path.id == number)
+            kernel.paths[number] = replace(path, ifindex=0)
+            assert path.key == key
+        registry, bfd = self.planner._registry, self.planner._bfd
         names = {
             **self.planner._peers,
-            **{record.key: record.host_name for record in registry if record.host_name},
+            **{key: record.host_name for record in registry if record.host_name for key in keys_of(record)},
         }
-        seen = [replace(self.planner.sessions[key], state=BfdState.UP) for key in self.planner._bfd._seen_up]
-        fresh_kernel = FakeKernel()
-        fresh_kernel.apply(fresh.handle(PeersNamed(names), self.now))
-        fresh_kernel.apply(fresh.handle(BfdSessionsRead(tuple(seen)), self.now))
-        fresh_kernel.apply(fresh.handle(BfdSessionsRead(tuple(self.planner.sessions.values())), self.now))
-        fresh_kernel.apply(fresh.handle(Resynced(self.facts()), self.now))
+        seen = [replace(self.planner.sessions[key], state=BfdState.UP) for key in bfd._seen_up]
+        kernel.apply(fresh.handle(PeersNamed(names), self.now))
+        kernel.apply(fresh.handle(BfdSessionsRead(tuple(seen)), self.now))
+        kernel.apply(fresh.handle(BfdSessionsRead(tuple(self.planner.sessions.values())), self.now))
+        kernel.apply(fresh.handle(Resynced(self.facts()), self.now))
+        twins = {}
         for record in registry:
-            twin = fresh._registry.get(record.key)
-            if twin is not None and record.tap_down is not None:
-                cause = "silent" if record.tap_down is Reason.BFD_SILENT else "down"
-                fresh_kernel.apply(fresh.handle(TapReported(twin.id, False, cause, 1), self.now))
-            if twin is not None and record.drained:
-                fresh_kernel.apply(fresh.handle(DrainAsked(twin.name, True), self.now))
-        self.drain_timers(fresh, fresh_kernel)
-        self.compare(fresh, fresh_kernel)
+            twin = fresh._registry.get(self.used(record.key, record.uses))
+            if twin is not None:
+                twins[record] = twin
+        for record, twin in twins.items():
+            if record.tap_down is not None and record.tap_holds_since is None:
+                cause = "silent" if record.tap_down is Reason.BFD_SILENT else "local-down"
+                kernel.apply(fresh.handle(TapReported(twin.id, False, cause, 1), self.now))
+                # The tap's report says something of the session as well, which bfdd may have taken back since.
+                fresh._bfd.sessions.update(self.planner.sessions)
+            if record.drained:
+                kernel.apply(fresh.handle(DrainAsked(twin.name, True), self.now))
+        kernel.apply(fresh.handle(Resynced(self.facts()), self.now))
+        self.drain_timers(fresh, kernel)
+        return fresh, kernel
+
+    @staticmethod
+    def used(key: NextHopKey, uses: Iterable[Address]) -> NextHopKey:
+        return NextHopKey(key.interface, min(uses, key=str, default=key.address))
+
+    @staticmethod
+    def identities(planner: Planner) -> dict[int, Any]:
+        """Path id to the next hops that routes use."""
+        return {
+            record.id: (record.key.interface, frozenset(record.uses))
+            for record in planner._registry
+            if record.uses
+        }
+
+    def partition(self, planner: Planner) -> set[Any]:
+        return set(self.identities(planner).values())
 
     def drain_timers(self, planner: Planner, kernel: FakeKernel | None = None) -> None:
         for _ in range(500):
@@ -392,48 +506,68 @@ class Node(RuleBasedStateMachine):
         assert planner.deadline is None
 
     def compare(self, fresh: Planner, fresh_kernel: FakeKernel) -> None:
-        states = {path.key: (path.state, path.reason) for path in self.planner.paths}
-        twins = {path.key: (path.state, path.reason) for path in fresh.paths}
+        mine, theirs = self.identities(self.planner), self.identities(fresh)
+        states = {mine[path.id]: (path.state, path.reason) for path in self.planner.paths if path.id in mine}
+        twins = {theirs[path.id]: (path.state, path.reason) for path in fresh.paths if path.id in theirs}
+        assert states == twins, (states, twins)
         # What a drain or a session keeps, without any route, is what a fresh look cannot know.
-        kept = {record.key for record in self.planner._registry if not record.legs}
-        assert {key: state for key, state in states.items() if key not in kept} == twins
-        steered, twin_steered = self.reached(self.kernel), self.reached(fresh_kernel)
+        kept = any(path.id not in mine for path in (*self.planner.paths, *fresh.paths))
+        steered, twin_steered = reached(self.kernel, mine), reached(fresh_kernel, theirs)
         if kept:
-            # They keep their interface an uplink, so that more prefixes are told apart from the groups' there.
-            steered = {prefix: group for prefix, group in steered.items() if group != NO_GROUP}
-            twin_steered = {prefix: group for prefix, group in twin_steered.items() if group != NO_GROUP}
-        assert steered == twin_steered
+            # They keep their interface an uplink, so that more prefixes are told apart from the groups' there, and
+            # they share names, on which weights may hang.
+            steered = {prefix: set(group) for prefix, group in steered.items() if group != NO_GROUP}
+            twin_steered = {prefix: set(group) for prefix, group in twin_steered.items() if group != NO_GROUP}
+        assert steered == twin_steered, (steered, twin_steered)
         assert self.kernel.overrides == fresh_kernel.overrides
-        if not kept:
-            assert {p.key: (p.name, p.plane, p.sole) for p in self.planner.paths} == {
-                p.key: (p.name, p.plane, p.sole) for p in fresh.paths
+        if kept:
+            return
+        assert {mine[p.id]: p.sole for p in self.planner.paths} == {theirs[p.id]: p.sole for p in fresh.paths}
+        assert self.kernel.uplinks == fresh_kernel.uplinks
+        if {path.key for path in self.planner.paths} == {path.key for path in fresh.paths}:
+            # Paths on one interface are told apart by their next hops, of which one may have been known first.
+            assert {mine[p.id]: (p.name, p.plane) for p in self.planner.paths} == {
+                theirs[p.id]: (p.name, p.plane) for p in fresh.paths
             }
-            assert self.orders(self.kernel) == self.orders(fresh_kernel)
-            assert self.kernel.uplinks == fresh_kernel.uplinks
-            assert {self.kernel.key(n) for n in (self.kernel.neighbours or {}).values()} == {
-                fresh_kernel.key(n) for n in (fresh_kernel.neighbours or {}).values()
+            assert preferred(self.kernel, mine) == preferred(fresh_kernel, theirs)
+        if mine == theirs:
+            # Of two paths to one neighbour the lower id counts.
+            assert {key: mine[n] for key, n in (self.kernel.neighbours or {}).items()} == {
+                key: theirs[n] for key, n in (fresh_kernel.neighbours or {}).items()
             }
 
-    @staticmethod
-    def reached(kernel: FakeKernel) -> dict[Network, Any]:
-        return {
-            prefix: number
-            if number == NO_GROUP
-            else {kernel.key(path): weight for path, weight in kernel.groups[number].weights.items()}
-            for prefix, number in kernel.destinations.items()
-        }
 
-    @staticmethod
-    def orders(kernel: FakeKernel) -> dict[Network, list[list[NextHopKey]]]:
-        found = {}
-        for prefix, number in kernel.destinations.items():
-            if number != NO_GROUP:
-                table = kernel.tables[kernel.groups[number].table]
-                found[prefix] = [
-                    [kernel.key(path) for path in table[slot].tolist() if path in kernel.paths]
-                    for slot in range(0, 4096, 97)
-                ]
-        return found
+def addresses_of(path: Path) -> list[NextHopKey]:
+    return [NextHopKey(path.interface, address) for address in (path.next_hop, *path.aliases)]
+
+
+def keys_of(record: PathRecord) -> list[NextHopKey]:
+    return [NextHopKey(record.key.interface, address) for address in record.addresses]
+
+
+def neighbour_of(address: Address) -> int:
+    return next(number for number, addresses in enumerate(NEIGHBOURS) if address in addresses)
+
+
+def reached(kernel: FakeKernel, identities: dict[int, Any]) -> dict[Network, Any]:
+    return {
+        prefix: number
+        if number == NO_GROUP
+        else {identities[path]: weight for path, weight in kernel.groups[number].weights.items()}
+        for prefix, number in kernel.destinations.items()
+    }
+
+
+def preferred(kernel: FakeKernel, identities: dict[int, Any]) -> dict[Network, list[list[Any]]]:
+    found = {}
+    for prefix, number in kernel.destinations.items():
+        if number != NO_GROUP:
+            table = kernel.tables[kernel.groups[number].table]
+            found[prefix] = [
+                [identities[path] for path in table[slot].tolist() if path in identities]
+                for slot in range(0, 4096, 97)
+            ]
+    return found
 
 
 Node.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
