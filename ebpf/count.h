@@ -15,8 +15,14 @@ static __always_inline struct counters *own_counters(void)
 /* `path` NO_PATH (or anything that is no path): only the verdict is counted. */
 static __always_inline void count(struct counters *own, enum hook hook, enum verdict verdict, __u32 path, __u32 bytes)
 {
-	if (verdict < VERDICTS)
-		own->verdicts[hook][verdict]++;
+	__u32 index = verdict;
+
+	/* The barriers keep one register from the compare to the use: newer compilers compare a copy, of which the verifier
+	 * does not know that it is the same number. */
+	asm volatile("" : "+r"(index));
+	if (index < VERDICTS)
+		own->verdicts[hook][index]++;
+	asm volatile("" : "+r"(path));
 	if (path < PATHS_MAX) {
 		own->path[hook][path].packets++;
 		own->path[hook][path].bytes += bytes;

@@ -237,7 +237,7 @@ def event(out: Console, record: EventRecord) -> None:
     details = " ".join(f"{key}={_plain(value)}" for key, value in record["detail"].items() if value != "")
     style = _EVENT_STYLES.get(record["kind"], "")
     when = record["time"].replace("T", " ").removesuffix("Z")
-    wrapped(out, Text.assemble((when, "dim"), "  ", (f"{record['kind']:<14}", style), "  "), details)
+    wrapped(out, Text.assemble((when, "dim"), "  ", (f"{record['kind']:<15}", style), "  "), details)
 
 
 def _plain(value: Any) -> str:  # noqa: ANN401 - JSON

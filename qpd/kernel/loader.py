@@ -122,6 +122,8 @@ def _check_permission() -> None:
 
 
 _GRANT = "Run qpd as root, or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (systemd: AmbientCapabilities=)"
+BCC_OLDEST = (0, 26)
+"""Debian 12's. 0.18 (Ubuntu 22.04) has no pinned tables with flags, and does not make a map whose pin is missing."""
 _RETURN_NEXT = (0xFFFFFFFF_000000B7, 0x95)
 """r0 = -1 (TC_ACT_UNSPEC); exit."""
 
@@ -135,7 +137,19 @@ def _import_bcc() -> Any:  # noqa: ANN401 - bcc has no types
         raise LoadError(f"cannot import bcc ({error}): {advice}") from error
     if not hasattr(bcc, "BPF"):
         raise LoadError(f"the module bcc at {bcc.__file__} is not the BPF compiler collection: {advice}")
+    version = str(getattr(bcc, "__version__", ""))
+    if _numbers(version) < BCC_OLDEST:
+        oldest = ".".join(map(str, BCC_OLDEST))
+        raise LoadError(
+            f"bcc {version} is too old for pinned tables: python3-bpfcc {oldest} or later is needed (Debian 12, Ubuntu 24.04)"
+        )
     return bcc
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """A version's numbers; one that says none is taken for new enough."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    return numbers or BCC_OLDEST
 
 
 def _compile(bcc: Any, spec: Spec, tree: Path) -> dict[Hook, int]:  # noqa: ANN401

@@ -134,9 +134,7 @@ class Demo:
     async def _start_qpd(self) -> None:
         self._say(f"qpd beside each of {len(self._fabric.leaves)} leaves")
         for leaf in self._fabric.leaves:
-            await asyncio.to_thread(self._fabric.start_qpd, leaf, wait=False)
-        for leaf in self._fabric.leaves:
-            await asyncio.to_thread(self._fabric.wait_qpd, leaf, START_DEADLINE)
+            await asyncio.to_thread(self._fabric.start_qpd, leaf, deadline=START_DEADLINE)
 
     async def _with(self, flow: Flow, sampler: Sampler, without: Loads) -> Summary:
         self._say("the same traffic again, steered from its first packet")

@@ -202,6 +202,7 @@ def test_attaching_again_puts_the_new_program_in_place_of_the_old_one(
 # --- beside others
 
 
+@pytest.mark.tcx
 @pytest.mark.parametrize("other_first", [True, False])
 def test_another_tcx_program_on_the_hook_is_run_as_before(
     here: Node, loaded: Loaded, others: list[OtherProgram], *, other_first: bool
@@ -321,6 +322,7 @@ def test_another_mode_takes_over(here: Node, loaded: Loaded, old: Mode, new: Mod
     assert left == seen, "and the old one is off"
 
 
+@pytest.mark.tcx
 def test_an_older_layouts_programs_go_when_ours_come(here: Node, loaded: Loaded) -> None:
     ifindex = here.ifindex(UPLINK)
     older = Pins(loaded.pins.pin_dir, 0)
@@ -334,6 +336,7 @@ def test_an_older_layouts_programs_go_when_ours_come(here: Node, loaded: Loaded)
 # --- the end of it
 
 
+@pytest.mark.tcx
 @pytest.mark.parametrize("mode", MODES)
 def test_detach_leaves_no_trace(here: Node, loaded: Loaded, mode: Mode) -> None:
     ifindex = here.ifindex(UPLINK)
@@ -381,6 +384,7 @@ def test_the_mode_is_chosen_by_asking_the_kernel(monkeypatch: pytest.MonkeyPatch
         choose_mode("tcx")
 
 
+@pytest.mark.tcx
 def test_the_classifier_counts_under_its_verdicts(here: Node, loaded: Loaded) -> None:
     here.call(loaded.attacher("tcx").attach, here.ifindex(UPLINK), UPLINK)
     before = loaded.maps.counters().verdicts[Hook.STEER, Verdict.NOT_ROCE]

@@ -230,6 +230,7 @@ def test_missing_headers(spec: loader.Spec, tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ("raise ModuleNotFoundError(\"No module named 'bcc'\")", "cannot import bcc (No module named 'bcc')"),
+        ("class BPF: ...\n__version__ = '0.18.0'", "bcc 0.18.0 is too old"),
         ("LATTICE = 'body-centred cubic'", "is not the BPF compiler collection"),
     ],
 )
