@@ -141,7 +141,8 @@ def _import_bcc() -> Any:  # noqa: ANN401 - bcc has no types
     if _numbers(version) < BCC_OLDEST:
         oldest = ".".join(map(str, BCC_OLDEST))
         raise LoadError(
-            f"bcc {version} is too old for pinned tables: python3-bpfcc {oldest} or later is needed (Debian 12, Ubuntu 24.04)"
+            f"bcc {version} is too old for pinned tables: "
+            f"python3-bpfcc {oldest} or later is needed (Debian 12, Ubuntu 24.04)"
         )
     return bcc
 
