@@ -127,7 +127,6 @@ class Demo:
             await asyncio.sleep(SETTLE)
             loads = await self._measure(sampler)
             await self._start_qpd()
-            self._mark("qpd steers")
             await asyncio.sleep(self._seconds / 2)
         return loads
 
@@ -135,6 +134,8 @@ class Demo:
         self._say(f"qpd beside each of {len(self._fabric.leaves)} leaves")
         for leaf in self._fabric.leaves:
             await asyncio.to_thread(self._fabric.start_qpd, leaf, deadline=START_DEADLINE)
+            if leaf == LEAF:
+                self._mark("qpd steers")
 
     async def _with(self, flow: Flow, sampler: Sampler, without: Loads) -> Summary:
         self._say("the same traffic again, steered from its first packet")
