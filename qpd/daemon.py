@@ -83,11 +83,12 @@ def run(settings: Settings) -> int:
 def detach(settings: Settings) -> int:
     """Remove programs, pins, rules and routes of a node on which no daemon runs. Returns the exit status."""
     try:
-        with _lock(settings):
+        with _lock(settings) as lock:
             interfaces = detach_all(settings.bpf.pin_dir)
             routes = asyncio.run(_detach_overrides(settings))
             DrainedPaths(settings.api.socket).forget()
             headers.forget(settings.api.socket.parent)
+            lock.remove()
     except LockedError as error:
         print(f"qpd: {error}", file=sys.stderr)  # noqa: T201
         return 1

@@ -48,3 +48,26 @@ def test_released_and_taken_again(tmp_path: Path) -> None:
     lock.release()
     with PinLock("/sys/fs/bpf/qpd", tmp_path):
         pass
+
+
+def test_a_removed_lock_file_is_never_locked_beside_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed between another's open and its lock: that one notices, and takes the new file."""
+    first = PinLock("/sys/fs/bpf/qpd", tmp_path)
+    real, removed = os.open, []
+
+    def slow_open(path: str | Path, flags: int, mode: int = 0o777) -> int:
+        fd = real(path, flags, mode)
+        if not removed:
+            removed.append(path)
+            first.remove()
+            first.release()
+        return fd
+
+    monkeypatch.setattr(os, "open", slow_open)
+    with PinLock("/sys/fs/bpf/qpd", tmp_path) as second:
+        assert second.path.exists()
+        with pytest.raises(LockedError):
+            PinLock("/sys/fs/bpf/qpd", tmp_path)
+    assert removed
