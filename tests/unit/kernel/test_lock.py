@@ -55,7 +55,8 @@ def test_a_removed_lock_file_is_never_locked_beside_a_new_one(
 ) -> None:
     """Removed between another's open and its lock: that one notices, and takes the new file."""
     first = PinLock("/sys/fs/bpf/qpd", tmp_path)
-    real, removed = os.open, []
+    real = os.open
+    removed: list[str | Path] = []
 
     def slow_open(path: str | Path, flags: int, mode: int = 0o777) -> int:
         fd = real(path, flags, mode)
