@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from typing import TypeVar
 
@@ -82,13 +83,24 @@ class Watcher:
             await asyncio.sleep(0.01)
 
 
+@asynccontextmanager
+async def watching(pair: FrrPair, cross_check: float) -> AsyncIterator[Watcher]:
+    """A watcher that is stopped whatever happens: what it left running would keep the loop from closing."""
+    watcher = Watcher(pair, cross_check=cross_check)
+    try:
+        await watcher.source.start(watcher.told.extend)
+        yield watcher
+    finally:
+        await watcher.source.stop()
+
+
 @pytest.fixture
 async def west(pair: FrrPair) -> AsyncIterator[Watcher]:
-    watcher = Watcher(pair, cross_check=0.2)
-    await watcher.source.start(watcher.told.extend)
-    await watcher.until("both sessions up", lambda: watcher.state("n0") is watcher.state("n1") is BfdState.UP)
-    yield watcher
-    await watcher.source.stop()
+    async with watching(pair, cross_check=0.2) as watcher:
+        await watcher.until(
+            "both sessions up", lambda: watcher.state("n0") is watcher.state("n1") is BfdState.UP
+        )
+        yield watcher
 
 
 async def test_numbered_and_unnumbered_peers_get_their_host_names(west: Watcher) -> None:
@@ -187,27 +199,23 @@ def test_the_same_on_the_loop_of_the_daemon(pair: FrrPair) -> None:
     """On uvloop, which has transports of its own: names, a log line, a killed daemon and its return."""
 
     async def story() -> None:
-        watcher = Watcher(pair, cross_check=0.2)
-        await watcher.source.start(watcher.told.extend)
-        await watcher.until("both up", lambda: watcher.state("n0") is watcher.state("n1") is BfdState.UP)
-        await watcher.until("a name", lambda: PEER in watcher.names())
-        await watcher.source.stop()
-        watcher = Watcher(pair, cross_check=3600)
-        await watcher.source.start(watcher.told.extend)
-        shell = VtyClient(pair.sockets("west") / "bfdd.vty")
-        await shell.connect()
-        await shell.command("debug bfd peer")
-        pair.ip("east", "link", "set", "n0", "down")
-        try:
-            await watcher.until("n0 down", lambda: watcher.state("n0") is BfdState.DOWN)
-        finally:
-            pair.ip("east", "link", "set", "n0", "up")
-        shell.close()
-        pair.kill("west", "bfdd")
-        await watcher.until("lost", lambda: watcher.last(FrrLost))
-        pair.start("west", "bfdd")
-        await watcher.until("back", lambda: watcher.last(FrrBack))
-        await watcher.source.stop()
+        async with watching(pair, cross_check=0.2) as watcher:
+            await watcher.until("both up", lambda: watcher.state("n0") is watcher.state("n1") is BfdState.UP)
+            await watcher.until("a name", lambda: PEER in watcher.names())
+        async with watching(pair, cross_check=3600) as watcher:
+            shell = VtyClient(pair.sockets("west") / "bfdd.vty")
+            await shell.connect()
+            await shell.command("debug bfd peer")
+            pair.ip("east", "link", "set", "n0", "down")
+            try:
+                await watcher.until("n0 down", lambda: watcher.state("n0") is BfdState.DOWN)
+            finally:
+                pair.ip("east", "link", "set", "n0", "up")
+            shell.close()
+            pair.kill("west", "bfdd")
+            await watcher.until("lost", lambda: watcher.last(FrrLost))
+            pair.start("west", "bfdd")
+            await watcher.until("back", lambda: watcher.last(FrrBack))
 
     uvloop.run(story())
 
