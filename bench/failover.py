@@ -22,9 +22,8 @@ from rich.console import Console
 
 from bench import failover_report, machine
 from bench.down_packet import Watch
-from bench.failover_cases import DOWN_PACKET, FOLLOW, LEAF_CASES, RETURN_CASES, SITE_CASES, Case
+from bench.failover_cases import DOWN_PACKET, FOLLOW, LEAF_CASES, RETURN_CASES, SITE_CASES, STRESS_CASES, Case
 from bench.failover_rig import BFD, CONFIG, RATE, Mood, Rig, rig
-from bench.faults import Faults, Kind
 from bench.figures import BenchError
 from bench.route_change import follow
 from bench.scope import Terminated, scope
@@ -38,8 +37,10 @@ TOPOLOGY = ROOT / "deploy/containerlab/two-dc/two-dc.clab.yml"
 SOURCE, DESTINATION, LEAF, FAR_LEAF, SPINE = "dc1-host1", "dc2-host1", "dc1-leaf1", "dc2-leaf1", "dc1-spine1"
 SCHEMA = 1
 PARTS = ("leaf", "down-packet", "return", "site", "routes", "stress")
-ROUNDS = 3
+TURNS = 3
 """Every case is measured in so many turns, so that no hour of the machine favours one side."""
+VOID_MAX = 2
+"""So many trials of a case may fail to be trials (tcpdump lost packets, something did not come back in time)."""
 
 Progress = Callable[[str], None]
 
@@ -48,126 +49,141 @@ class Run:
     """All that is measured, in one fabric."""
 
     def __init__(self, fabric: Fabric, options: argparse.Namespace, progress: Progress) -> None:
-        self.fabric = fabric
-        self.repetitions: int = options.repetitions
-        self.soak: float = options.soak
+        self._fabric = fabric
+        self._repetitions: int = options.repetitions
+        self._soak_seconds: float = options.soak
         self._say = progress
         self.rows: dict[str, dict[str, Any]] = {}
-        self.false_failovers: list[dict[str, Any]] = []
+        self.soaks: list[dict[str, Any]] = []
 
-    def measure(self, parts: list[str]) -> dict[str, Any]:
-        """The parts that are wanted, one after the other."""
-        uplinks = self.fabric.topology.uplinks(LEAF)
-        if {"leaf", "down-packet", "stress"} & set(parts):
-            with rig(self.fabric, SOURCE, DESTINATION, LEAF, uplinks) as made:
-                if "leaf" in parts:
-                    self._rounds(made, LEAF_CASES, self.repetitions)
-                if "down-packet" in parts:
-                    self._rounds(made, DOWN_PACKET, self.repetitions, watch=True)
-                if "stress" in parts:
-                    self._stress(made)
-        if "return" in parts:
-            self.fabric.start_qpd(FAR_LEAF, CONFIG, deadline=90)
-            with rig(self.fabric, DESTINATION, SOURCE, LEAF, uplinks) as made:
-                self._rounds(made, RETURN_CASES, self.repetitions)
-        if {"site", "routes"} & set(parts):
-            self._sites(parts)
-        return {"rows": list(self.rows.values()), "false_failovers": self.false_failovers}
+    def measure(self, parts: list[str]) -> None:
+        """The parts that are wanted, in turns: a run that is cut short has something of everything."""
+        turns = min(TURNS, self._repetitions)
+        for number in range(turns):
+            count = self._repetitions // turns + (number < self._repetitions % turns)
+            where = f"turn {number + 1} of {turns}"
+            self._leaf(parts, count, where)
+            if "return" in parts:
+                self._return(count, where)
+            if {"site", "routes"} & set(parts):
+                self._sites(parts, count, where)
+        if "stress" in parts:
+            self._stress()
 
-    def _rounds(
-        self, made: Rig, cases: tuple[Case, ...], repetitions: int, *, watch: bool = False, suffix: str = ""
+    def _leaf(self, parts: list[str], count: int, where: str) -> None:
+        if not {"leaf", "down-packet"} & set(parts):
+            return
+        with rig(self._fabric, SOURCE, DESTINATION, LEAF, self._fabric.topology.uplinks(LEAF)) as made:
+            if "leaf" in parts:
+                self._cases(made, LEAF_CASES, count, where)
+            if "down-packet" in parts:
+                self._cases(made, DOWN_PACKET, count, where, watch=True)
+
+    def _return(self, count: int, where: str) -> None:
+        self._fabric.start_qpd(FAR_LEAF, CONFIG, deadline=90)
+        with rig(self._fabric, DESTINATION, SOURCE, LEAF, self._fabric.topology.uplinks(LEAF)) as made:
+            self._cases(made, RETURN_CASES, count, where)
+
+    def _cases(
+        self, made: Rig, cases: tuple[Case, ...], count: int, where: str, *, watch: bool = False
     ) -> None:
-        rounds = min(ROUNDS, repetitions)
-        for number in range(rounds):
-            for case in cases:
-                count = repetitions // rounds + (number < repetitions % rounds)
-                self._say(
-                    f"{case.name}{suffix}, {case.mood.value}: {count} times (turn {number + 1} of {rounds})"
-                )
-                made.become(case.mood)
-                with tempfile.TemporaryDirectory(prefix="qpdb-") as folder:
-                    for _ in range(count):
-                        self._trial(made, case, suffix, Path(folder) if watch else None)
+        for case in cases:
+            self._say(f"{case.name}, {case.mood.value}: {count} times ({where})")
+            made.become(case.mood)
+            with tempfile.TemporaryDirectory(prefix="qpdb-") as folder:
+                for _ in range(count):
+                    self._trial(made, case, Path(folder) if watch else None)
 
-    def _trial(self, made: Rig, case: Case, suffix: str, folder: Path | None) -> None:
+    def _trial(self, made: Rig, case: Case, folder: Path | None) -> None:
         def observe(link: Link) -> Callable[[], dict[str, float]]:
             assert folder is not None
-            return Watch(self.fabric, link.end(made.near), folder / "sent.pcap").result
+            return Watch(self._fabric, link.end(made.near), folder / "sent.pcap").result
 
-        trial = made.trial(case.kind, observe=observe if folder else None)
-        self._row(case, suffix)["trials"].append({**trial.json(), "load": round(os.getloadavg()[0], 2)})
+        row = self._row(case)
+        try:
+            trial = made.trial(case.kind, observe=observe if folder else None)
+        except BenchError as error:
+            row["void"].append(str(error))
+            self._say(f"void: {error}")
+            if len(row["void"]) > VOID_MAX:
+                raise
+            made.send()
+            made.wait_whole()
+            return
+        row["trials"].append({**trial.json(), "load": round(os.getloadavg()[0], 2)})
 
-    def _row(self, case: Case, suffix: str = "") -> dict[str, Any]:
-        name = case.name + suffix
+    def _row(self, case: Case) -> dict[str, Any]:
         return self.rows.setdefault(
-            f"{name}/{case.mood.name}",
+            f"{case.name}/{case.mood.name}",
             {
-                "name": name,
+                "name": case.name,
                 "kind": case.kind.value,
                 "mood": case.mood.value,
                 "limits": case.limits,
                 "trials": [],
+                "void": [],
             },
         )
 
     # --- under stress -------------------------------------------------------------------------------------------------
 
-    def _stress(self, made: Rig) -> None:
-        under = tuple(
-            case for case in LEAF_CASES if case.kind is Kind.BOTH and case.mood in {Mood.ABSENT, Mood.RUNS}
-        )
-        made.become(Mood.RUNS)
-        with many_sessions(self.fabric, LEAF) as count, stressed() as what:
-            self._say(f"under stress: {what}, {count} BFD sessions")
-            self._rounds(made, under, self.repetitions, suffix=", under stress")
+    def _stress(self) -> None:
+        fabric = self._fabric
+        with (
+            rig(fabric, SOURCE, DESTINATION, LEAF, fabric.topology.uplinks(LEAF)) as made,
+            many_sessions(fabric, LEAF) as count,
+            stressed() as what,
+        ):
+            self._cases(made, STRESS_CASES, self._repetitions, f"{what}, {count} BFD sessions")
             made.become(Mood.RUNS)
-            self._soak(made, what)
+            self._soak(made, f"{what}, {count} BFD sessions")
 
     def _soak(self, made: Rig, what: str) -> None:
         """No fault at all: whatever path dies now, bfdd must have said so."""
-        self._say(f"under stress: {self.soak:.0f} s without a fault")
+        self._say(f"{self._soak_seconds:.0f} s without a fault ({what})")
         before, seq = made.bfd_downs(), max((event["seq"] for event in made.events()), default=0)
-        time.sleep(self.soak)
+        time.sleep(self._soak_seconds)
         downs = [event for event in made.events(seq) if event["kind"] == "path-down"]
         declared = made.bfd_downs() - before
-        self.false_failovers.append(
-            {"stress": what, "seconds": self.soak, "failovers": len(downs), "declared_by_bfdd": declared}
+        self.soaks.append(
+            {
+                "stress": what,
+                "seconds": self._soak_seconds,
+                "failovers": len(downs),
+                "declared_by_bfdd": declared,
+            }
         )
 
     # --- between sites ------------------------------------------------------------------------------------------------
 
-    def _sites(self, parts: list[str]) -> None:
-        self._say(f"qpd on {LEAF}, then links between the sites")
-        self.fabric.start_qpd(LEAF, CONFIG, deadline=90)
-        links = [
-            link
-            for link in self.fabric.topology.uplinks(SPINE)
-            if link.other(SPINE).node in self.fabric.spines
-        ]
-        with rig(self.fabric, SOURCE, DESTINATION, SPINE, links) as made:
+    def _sites(self, parts: list[str], count: int, where: str) -> None:
+        fabric = self._fabric
+        fabric.start_qpd(LEAF, CONFIG, deadline=90)
+        links = [link for link in fabric.topology.uplinks(SPINE) if link.other(SPINE).node in fabric.spines]
+        with rig(fabric, SOURCE, DESTINATION, SPINE, links) as made:
             if "site" in parts:
-                self._rounds(made, SITE_CASES, self.repetitions)
+                self._cases(made, SITE_CASES, count, where)
             if "routes" in parts:
                 made.become(Mood.ABSENT)
-                self._follow(made, made.faults, links)
+                self._follow(made, links, count, where)
 
-    def _follow(self, made: Rig, faults: Faults, links: list[Link]) -> None:
+    def _follow(self, made: Rig, links: list[Link], count: int, where: str) -> None:
         site = LEAF.partition("-")[0]
-        far = [leaf for leaf in self.fabric.leaves if leaf.partition("-")[0] != site]
-        row: dict[str, Any] = {
+        far = [leaf for leaf in self._fabric.leaves if leaf.partition("-")[0] != site]
+        empty: dict[str, Any] = {
             "name": FOLLOW,
             "kind": "",
             "mood": Mood.RUNS.value,
             "limits": {"max": 50.0},
             "trials": [],
         }
-        self.rows[FOLLOW] = row
-        self._say(f"{FOLLOW}: {self.repetitions} times")
-        for _ in range(self.repetitions):
-            lag = follow(self.fabric, LEAF, faults, links, far)
+        row = self.rows.setdefault(FOLLOW, empty)
+        self._say(f"{FOLLOW}: {count} times ({where})")
+        for _ in range(count):
+            lag = follow(self._fabric, LEAF, made.faults, links, far)
             row["trials"].append({"outage_ms": round(lag, 3), "load": round(os.getloadavg()[0], 2)})
             made.wait_whole()
-            self.fabric.wait_converged(60)
+            self._fabric.wait_converged(60)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,17 +219,25 @@ def main(arguments: list[str] | None = None) -> int:
         except (KeyboardInterrupt, Terminated):
             console.print("bench: interrupted; everything is removed")
             status = 1
-    if run is None or not run.rows:
-        return 1
-    result |= {"rows": list(run.rows.values()), "false_failovers": run.false_failovers}
+        finally:
+            if run is not None:
+                _write(run, result, begun, options.output, console)
+    return status
+
+
+def _write(run: Run, result: dict[str, Any], begun: float, output: Path, console: Console) -> None:
+    """What there is, however the run ended."""
+    run.rows = {key: row for key, row in run.rows.items() if row["trials"]}
+    if not run.rows:
+        return
+    result |= {"rows": list(run.rows.values()), "soaks": run.soaks}
     result["seconds"] = round(time.monotonic() - begun, 1)
     failover_report.summarise(result)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "failover.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "failover.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     failover_report.show(console, result)
-    failover_report.draw(result, options.output / "failover.png")
-    console.print(f"{options.output}/failover.json, failover.png: written")
-    return status
+    failover_report.draw(result, output / "failover.png")
+    console.print(f"{output}/failover.json, failover.png: written")
 
 
 @contextmanager

@@ -56,4 +56,9 @@ SITE_CASES = (
     *_cases((Kind.BOTH,), Mood.ABSENT, "inter-site link"),
     *_cases((Kind.BOTH,), Mood.RUNS, "inter-site link"),
 )
+STRESS_CASES = tuple(
+    replace(case, name=f"{case.name}, under stress")
+    for mood in (Mood.ABSENT, Mood.RUNS)
+    for case in _cases((Kind.BOTH,), mood, "leaf link")
+)
 FOLLOW = "groups follow the kernel's routes"

@@ -88,7 +88,10 @@ def show(console: Console, result: dict[str, Any]) -> None:
         "dead (p50); moved: from that word to the last QP's next packet (p50, max); of unhurt: longest gap of QPs that "
         "lost nothing (max), which is what the machine itself adds."
     )
-    for soak in result["false_failovers"]:
+    for row in result["rows"]:
+        for reason in row.get("void", ()):
+            console.print(f"a trial of {row['name']}, {row['mood']}, was void: {reason}", markup=False)
+    for soak in result["soaks"]:
         console.print(
             f"{soak['seconds']:.0f} s without a fault under {soak['stress']}: {soak['failovers']} failovers, "
             f"{soak['declared_by_bfdd']} downs declared by bfdd"

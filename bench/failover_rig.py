@@ -232,14 +232,19 @@ class Rig:
 
     def busy_link(self) -> Link:
         """A link by which RoCE leaves the near node: each in turn where several do."""
-        before = self._counters.counters()
-        time.sleep(0.1)
-        after = self._counters.counters()
-        sent = {}
-        for link in self.links:
-            interface = link.end(self.near).interface
-            sent[link] = after[interface].tx_packets - before[interface].tx_packets
-        busy = [link for link, count in sent.items() if count > 0.2 * sum(sent.values())]
+        busy: list[Link] = []
+
+        def question() -> str | None:
+            before = self._counters.counters()
+            time.sleep(0.1)
+            after = self._counters.counters()
+            ends = {link: link.end(self.near).interface for link in self.links}
+            sent = {link: after[name].tx_packets - before[name].tx_packets for link, name in ends.items()}
+            busy[:] = [link for link, count in sent.items() if count > 0.2 * sum(sent.values())]
+            # A machine that stood still has sent nothing.
+            return None if busy else "nothing leaves"
+
+        until(question)
         self._turn += 1
         return busy[self._turn % len(busy)]
 
