@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -36,16 +38,14 @@ _E = TypeVar("_E")
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrrPair]:
-    directory = tmp_path_factory.mktemp("frr-pair")
-    # FRR's daemons run as their own user.
-    for parent in (directory, directory.parent, directory.parent.parent):
-        parent.chmod(0o755)
-    opened = FrrPair(directory)
-    try:
-        yield opened.open()
-    finally:
-        opened.close()
+def pair() -> Iterator[FrrPair]:
+    # Not below pytest's own folder: FRR's daemons run as their own user, and every session of pytest closes it anew.
+    with tempfile.TemporaryDirectory(prefix=f"qpdt-{os.getpid()}-frr-") as directory:
+        opened = FrrPair(Path(directory))
+        try:
+            yield opened.open()
+        finally:
+            opened.close()
 
 
 class Watcher:
