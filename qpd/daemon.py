@@ -58,7 +58,7 @@ _COUNT_INTERVAL = 1.0
 _COUNT_SHARE = 20
 """The census takes at most one part in so many of the time, however many QPs there are."""
 _TIMER_MIN = 0.001
-_NICE = -15
+_PRIORITY = 1
 _M_ARENA_MAX = -8
 _FRR_EVENTS = (PeersNamed, BfdSessionsRead, FrrLost, FrrBack)
 
@@ -349,12 +349,13 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def _go_first() -> None:
-    """A path's death waits for nothing but us: on a busy machine that is milliseconds (of lost packets) sooner.
+    """A lost carrier waits for nothing but us: on a busy machine, milliseconds of lost packets (docs/failover.md).
 
-    Only from here on, so that the compiler's child keeps its place; without CAP_SYS_NICE all works, but later.
+    This thread alone, and only from here on: the compiler's child and the census keep their place among others. The
+    kernel bounds what a real-time thread may take. Without CAP_SYS_NICE all works, but later.
     """
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(_PRIORITY))
 
 
 def _notify(word: str) -> None:
