@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +148,21 @@ def leaf(two_dc: Fabric) -> Guarded:
 def wide_leaf(four_spine: Fabric) -> Guarded:
     """The first leaf under four spines."""
     return Guarded(four_spine)
+
+
+def test_the_daemon_goes_before_other_work(leaf: Guarded) -> None:
+    """What acts upon a lost carrier is real-time, and nothing else that the daemon does."""
+    daemon = leaf.fabric.records.find(f"{leaf.name}.qpd")
+    assert daemon is not None
+    threads = {
+        int(entry.name): os.sched_getscheduler(int(entry.name)) for entry in daemon_threads(daemon.pid)
+    }
+    assert threads.pop(daemon.pid) == os.SCHED_RR | os.SCHED_RESET_ON_FORK
+    assert set(threads.values()) <= {os.SCHED_OTHER}
+
+
+def daemon_threads(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/task").iterdir())
 
 
 @pytest.mark.parametrize("direction", ["both ways", "leaf to spine", "spine to leaf"])
