@@ -94,6 +94,7 @@ class Rig:
         self._sender: subprocess.Popen[bytes] | None = None
         self._stack.callback(self._end_sender)
         self._turn = 0
+        self._gaps: list[Gap] = []
 
     def close(self) -> None:
         """End the traffic and qpd, heal what is broken."""
@@ -256,7 +257,7 @@ class Rig:
             raise BenchError(f"{kind.value}: {len(gaps)} of {len(QPS)} QPs were seen before the fault")
         hurt = [gap for gap in gaps.values() if gap.lost]
         unhurt = [gap for gap in gaps.values() if not gap.lost]
-        self._gaps = hurt or list(gaps.values())
+        self._gaps = hurt
         return Trial(
             outage_ms=_ms(max(gap.length_ns for gap in gaps.values()) - NOMINAL_NS),
             lost=sum(gap.lost for gap in hurt),
@@ -282,11 +283,12 @@ class Rig:
         if not downs:
             trial.cause = "none"
             return
-        moved: list[Gap] = self._gaps
         trial.cause = str(downs[0]["detail"].get("reason", ""))
         at = downs[0].get("kernel_ns") or _monotonic_ns(downs[0]["time"])
         trial.detected_ms = _ms(at - injected.begin_ns)
-        trial.moved_ms = _ms(max(gap.end_ns for gap in moved) - at)
+        # A QP's longest silence may be another, where its outage was short.
+        ends = [gap.end_ns for gap in self._gaps if gap.begin_ns <= at + NOMINAL_NS and gap.end_ns >= at]
+        trial.moved_ms = _ms(max(ends) - at) if ends else None
 
     # --- qpd ----------------------------------------------------------------------------------------------------------
 
