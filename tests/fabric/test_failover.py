@@ -375,7 +375,7 @@ def test_return_while_another_fails(wide_leaf: Guarded) -> None:
         stayed(leaf, homes, [first, second])
 
         def wrong() -> str | None:
-            # Away and home; who stood in on the path that failed next had to move once more, had its home not come first.
+            # Away and home; who stood in on the path that failed next moved once more, had its home not come first.
             moves = leaf.moves()
             twice = all(moves[qp] == 2 for qp in QPS if homes[qp] == first and stand_ins[qp] != second)
             return (
