@@ -61,7 +61,8 @@ class PathRecord:
         self.reason = Reason.NO_ROUTE
         self.since = now
         self.drained = False
-        self.legs: set[Legs] = set()
+        self.legs: dict[Legs, None] = {}
+        """The sets of next hops that it is one of, in the order in which they came: ids must not hang on hashes."""
         self.dead_legs: set[Legs] = set()
         self.linger_until: float | None = None
         self.tap_down: Reason | None = None

@@ -321,7 +321,7 @@ class Planner:
 
     def _relink(self, ifindex: int) -> None:
         """Whatever stands on this interface index may stand on another interface now."""
-        self._unresolved.update(dict.fromkeys(self._routes.by_ifindex.get(ifindex, ())))
+        self._unresolved.update(self._routes.by_ifindex.get(ifindex, {}))
         self._relinked = self._remapped = True
 
     def _touch_interfaces(self, names: set[str]) -> None:
@@ -487,7 +487,7 @@ class Planner:
                 members.append((record, hop))
             legs.members = tuple(members)
             for record, hop in members:
-                record.legs.add(legs)
+                record.legs[legs] = None
                 record.uses[hop.address] += 1
                 if not hop.alive:
                     record.dead_legs.add(legs)
@@ -496,7 +496,7 @@ class Planner:
 
     def _leave(self, legs: Legs) -> None:
         for record, hop in legs.members:
-            record.legs.discard(legs)
+            record.legs.pop(legs, None)
             record.dead_legs.discard(legs)
             record.uses[hop.address] -= 1
             if not record.uses[hop.address]:
@@ -583,7 +583,10 @@ class Planner:
     def _choose_next_hops(self) -> None:
         """Which of its neighbour's addresses each path is written with."""
         for record in self._touched:
-            address = best_next_hop(record, self._neighbours.known(record), record in self._born)
+            born, known = record in self._born, self._neighbours.known(record)
+            if born:
+                known = [one for one in known if not self._neighbours.failed(record.ifindex, one)]
+            address = best_next_hop(record, known, born)
             if address != record.key.address:
                 record.key = NextHopKey(record.key.interface, address)
                 # Names tell paths on one interface apart by their next hops, and tables the paths of one plane.
@@ -592,6 +595,8 @@ class Planner:
     def _expire(self, now: float) -> list[Operation]:
         """Let go of paths that have had no route for long."""
         for record in self._touched:
+            if bool(record.legs) is (record.linger_until is not None):
+                self._remapped = True  # Of two paths to one neighbour the one with routes counts.
             if record.legs:
                 record.linger_until = None
                 self._lingering.discard(record)
@@ -599,7 +604,7 @@ class Planner:
                 record.linger_until = now + self.config.linger
                 self._lingering.add(record)
         operations: list[Operation] = []
-        for record in list(self._lingering):
+        for record in sorted(self._lingering, key=lambda record: record.id):
             if record.linger_until is None or now < record.linger_until or self._kept(record, now):
                 continue
             operations += self._remove(record)
@@ -617,7 +622,7 @@ class Planner:
         for record in self._registry.rename():
             self._reordered = True
             if self.config.weights:
-                resolved.update(dict.fromkeys(record.legs))
+                resolved.update(record.legs)
         self._tells += [Tell("path-new", {**_named(record), "plane": record.plane}) for record in self._born]
         self._born.clear()
 
@@ -637,7 +642,7 @@ class Planner:
             state, reason = self._state(record)
             if (state, reason) != (record.state, record.reason):
                 self._change(record, state, reason, now)
-            affected.update(dict.fromkeys(record.legs))
+            affected.update(record.legs)
         self._touched.clear()
         self._kernel_ns.clear()
         return affected

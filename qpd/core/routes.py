@@ -41,7 +41,7 @@ class RouteTable:
 
     def __init__(self, eligible: Callable[[Route], bool]) -> None:
         self.legs_of: dict[Network, Legs] = {}
-        self.by_ifindex: dict[int, set[Legs]] = {}
+        self.by_ifindex: dict[int, dict[Legs, None]] = {}
         self.moved: dict[Network, None] = {}
         self.fresh: dict[Legs, None] = {}
         self.emptied: dict[Legs, None] = {}
@@ -99,7 +99,7 @@ class RouteTable:
             for hop in legs.next_hops:
                 standing = self.by_ifindex.get(hop.ifindex)
                 if standing is not None:
-                    standing.discard(legs)
+                    standing.pop(legs, None)
                     if not standing:
                         del self.by_ifindex[hop.ifindex]
         return unused
@@ -123,7 +123,7 @@ class RouteTable:
             legs = self._legs[eligible, best.next_hops] = Legs(best.next_hops, eligible)
             self.fresh[legs] = None
             for hop in best.next_hops:
-                self.by_ifindex.setdefault(hop.ifindex, set()).add(legs)
+                self.by_ifindex.setdefault(hop.ifindex, {})[legs] = None
         elif legs is before:
             return
         self._leave(prefix, before)

@@ -228,6 +228,16 @@ class TestNextHop:
         leaf.handle(RouteGone(VTEP6, 20))
         assert [path.next_hop for path in leaf.planner.paths] == [numbered(0), numbered(1)]
 
+    def test_a_new_path_takes_none_that_does_not_answer(self) -> None:
+        leaf = Leaf()
+        leaf.handle(PEERS)
+        routes, _ = unnumbered()
+        leaf.picture(routes[:1], [entry(0, STAND_IN), failed(0, local(0)), entry(1, STAND_IN)])
+        assert [(path.next_hop, path.state) for path in leaf.planner.paths] == [
+            (STAND_IN, PathState.UP),
+            (local(1), PathState.UP),
+        ]
+
     def test_it_stays_while_there_is_no_route(self) -> None:
         leaf = Leaf()
         leaf.handle(names({index: numbered(index) for index in SPINES}))

@@ -218,6 +218,10 @@ class Node(RuleBasedStateMachine):
         for key, path in had.items():
             if path.id in living and have[key].id != path.id:
                 raise AssertionError(f"{key} was handed from path to path")
+        for path in self.planner.paths:
+            assert len({neighbour_of(key.address) for key in addresses_of(path)}) == 1, (
+                "two neighbours, one path"
+            )
         for key, path in have.items():
             mac = self.mac_of(key)
             if key in had or not mac:
@@ -225,8 +229,10 @@ class Node(RuleBasedStateMachine):
             elders = [
                 other for other, owner in had.items() if owner.interface == path.interface and other in have
             ]
-            twins = {have[other].id for other in elders if self.mac_of(other) == mac}
-            assert not twins or path.id in twins, "a neighbour that we know got another path"
+            known = any(self.mac_of(other) == mac for other in elders)
+            assert not known or path.id in {have[other].id for other in elders}, (
+                "a neighbour that we know got another"
+            )
 
     def mac_of(self, key: NextHopKey) -> str:
         link = self.links.get(key.interface)
@@ -287,11 +293,8 @@ class Node(RuleBasedStateMachine):
     @rule()
     def resync(self) -> None:
         if self.started:
-            assert not [
-                op
-                for op in self.planner.handle(Resynced(self.facts()), self.now)
-                if type(op).__name__ != "Tell"
-            ]
+            operations = self.planner.handle(Resynced(self.facts()), self.now)
+            assert not [op for op in operations if type(op).__name__ != "Tell"], operations
 
     @rule(prefix=prefixes, metric=metrics, protocol=protocols, legs=hops)
     def route(
@@ -360,6 +363,9 @@ class Node(RuleBasedStateMachine):
             self.tell(LinkChanged(self.make_link(name)))
 
     @rule(name=interfaces, address=peers, state=st.sampled_from(NeighbourState))
+    def neighbour_changed(self, name: str, address: Address, state: NeighbourState) -> None:
+        self.neighbour(name, address, state)
+
     def neighbour(self, name: str, address: Address, state: NeighbourState) -> None:
         if name in self.links:
             ifindex = self.links[name].ifindex
@@ -370,6 +376,32 @@ class Node(RuleBasedStateMachine):
             )
             entry = self.neighbours[ifindex, address] = Neighbour(ifindex, address, state, mac)
             self.tell(NeighbourChanged(entry))
+
+    @rule(
+        names=st.sets(st.sampled_from(INTERFACES[:3]), min_size=1),
+        number=st.sampled_from([0, 0, 1]),
+        ipv4=st.sampled_from([0, 1]),
+        macs=st.sampled_from(["none", "first", "all"]),
+    )
+    def both_families(self, names: set[str], number: int, ipv4: int, macs: str) -> None:
+        """Routes of both families by the same neighbours, as in BGP unnumbered (or a dual-stack fabric)."""
+        first, last = NEIGHBOURS[number][ipv4 % (len(NEIGHBOURS[number]) - 1)], NEIGHBOURS[number][-1]
+        for name in sorted(names & self.links.keys()):
+            for address in {"none": [], "first": [first], "all": [first, last]}[macs]:
+                self.neighbour(name, address, NeighbourState.USABLE)
+        links = [self.links[name] for name in sorted(names & self.links.keys())]
+        if links:
+            for prefix in PREFIXES[3:]:
+                address = first if prefix.version == 4 else last
+                hops = tuple(NextHop(link.ifindex, address) for link in links)
+                self.routes[prefix, 20] = Route(prefix, hops, 186, 20)
+                self.tell(RouteChanged(self.routes[prefix, 20]))
+
+    @rule(name=interfaces, number=st.sampled_from([0, 0, 1]))
+    def answers(self, name: str, number: int) -> None:
+        """The neighbour is found by all of its addresses."""
+        for address in NEIGHBOURS[number]:
+            self.neighbour(name, address, NeighbourState.USABLE)
 
     @rule(data=st.data())
     def neighbour_gone(self, data: st.DataObject) -> None:
@@ -452,12 +484,8 @@ class Node(RuleBasedStateMachine):
             kernel.paths[number] = replace(path, ifindex=0)
             assert path.key == key
         registry, bfd = self.planner._registry, self.planner._bfd
-        names = {
-            **self.planner._peers,
-            **{key: record.host_name for record in registry if record.host_name for key in keys_of(record)},
-        }
         seen = [replace(self.planner.sessions[key], state=BfdState.UP) for key in bfd._seen_up]
-        kernel.apply(fresh.handle(PeersNamed(names), self.now))
+        kernel.apply(fresh.handle(PeersNamed(self.planner._peers), self.now))
         kernel.apply(fresh.handle(BfdSessionsRead(tuple(seen)), self.now))
         kernel.apply(fresh.handle(BfdSessionsRead(tuple(self.planner.sessions.values())), self.now))
         kernel.apply(fresh.handle(Resynced(self.facts()), self.now))
@@ -467,6 +495,11 @@ class Node(RuleBasedStateMachine):
             if twin is not None:
                 twins[record] = twin
         for record, twin in twins.items():
+            # A path keeps its name when its peer is away, and the MACs when the neighbour table has forgotten them.
+            twin.host_name, fresh._renamed = record.host_name, True
+            twin.addresses.update(
+                {address: mac for address, mac in record.addresses.items() if address in twin.addresses}
+            )
             if record.tap_down is not None and record.tap_holds_since is None:
                 cause = "silent" if record.tap_down is Reason.BFD_SILENT else "local-down"
                 kernel.apply(fresh.handle(TapReported(twin.id, False, cause, 1), self.now))
@@ -492,7 +525,15 @@ class Node(RuleBasedStateMachine):
         }
 
     def partition(self, planner: Planner) -> set[Any]:
-        return set(self.identities(planner).values())
+        """Which next hops in use, and which sessions, are one path's; and the next hop that stands for them."""
+        return {
+            (
+                record.key,
+                frozenset(record.uses),
+                frozenset(self.planner.sessions.keys() & keys_of(record)),
+            )
+            for record in planner._registry
+        }
 
     def drain_timers(self, planner: Planner, kernel: FakeKernel | None = None) -> None:
         for _ in range(500):
@@ -524,13 +565,13 @@ class Node(RuleBasedStateMachine):
             return
         assert {mine[p.id]: p.sole for p in self.planner.paths} == {theirs[p.id]: p.sole for p in fresh.paths}
         assert self.kernel.uplinks == fresh_kernel.uplinks
-        if {path.key for path in self.planner.paths} == {path.key for path in fresh.paths}:
-            # Paths on one interface are told apart by their next hops, of which one may have been known first.
-            assert {mine[p.id]: (p.name, p.plane) for p in self.planner.paths} == {
-                theirs[p.id]: (p.name, p.plane) for p in fresh.paths
-            }
-            assert preferred(self.kernel, mine) == preferred(fresh_kernel, theirs)
-        if mine == theirs:
+        assert {mine[p.id]: (p.name, p.plane) for p in self.planner.paths} == {
+            theirs[p.id]: (p.name, p.plane) for p in fresh.paths
+        }
+        assert preferred(self.kernel, mine) == preferred(fresh_kernel, theirs)
+        if {path.id: set(addresses_of(path)) for path in self.planner.paths} == {
+            path.id: set(addresses_of(path)) for path in fresh.paths
+        }:
             # Of two paths to one neighbour the lower id counts.
             assert {key: mine[n] for key, n in (self.kernel.neighbours or {}).items()} == {
                 key: theirs[n] for key, n in (fresh_kernel.neighbours or {}).items()
