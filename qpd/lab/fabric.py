@@ -204,8 +204,9 @@ class Fabric:
         self.down()
 
     def _make_namespaces(self) -> None:
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(namespaces.add, self.state.namespaces))
+        # One after the other: an interrupt would leave threads that go on making what is being removed.
+        for name in self.state.namespaces:
+            namespaces.add(name)
         for node in self.topology.machines:
             seed = zlib.crc32(f"{self.state.seed}/{node.name}".encode())
             values = {**_MACHINE_SYSCTLS, **node.sysctls, _HASH_SEED: str(seed)}

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,9 @@ CLONE_NEWNET = 0x40000000
 
 _T = TypeVar("_T")
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+_DELETE_TRIES = 40
 
 
 def path(name: str) -> Path:
@@ -42,11 +46,15 @@ def add(name: str) -> None:
 
 def delete(name: str) -> None:
     """Remove the namespace and the devices in it; nothing happens where it is not there."""
-    if exists(name):
+    for _ in range(_DELETE_TRIES):
+        if not exists(name):
+            return
         subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
         # What a crash between iproute2's open() and mount() leaves is a plain file.
         if exists(name) and not path(name).is_mount():
             path(name).unlink(missing_ok=True)
+        if exists(name):  # busy: an interrupted `ip netns add` has not ended yet
+            time.sleep(0.05)
 
 
 def enter(name: str, command: Sequence[str]) -> list[str]:
