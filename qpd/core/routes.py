@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from qpd.model import Network, NextHop, Route
@@ -84,10 +84,6 @@ class RouteTable:
         for prefix, candidates in table.items():
             self._set(prefix, candidates)
         self._sorted = None
-
-    def all_legs(self) -> Iterator[Legs]:
-        """Every set of next hops in use."""
-        return iter(self._legs.values())
 
     def release(self) -> list[Legs]:
         """Forget the legs that no prefix uses any more, and return them."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from qpd.lab.traffic import Flow, Traffic, run
 from qpd.lab.wire import Capture
 
 from .judge import difference, until, until_equal
+from .tcp import transfer
 
 pytestmark = [pytest.mark.frr]
 
@@ -148,40 +148,9 @@ def test_a_full_size_packet_fits_and_one_byte_more_does_not(fabric: Fabric) -> N
     assert not ping(fabric, source, fabric.address(other), "-M", "do", "-s", str(room + 1))
 
 
-SERVE = """
-import hashlib, socket, sys
-with socket.create_server((sys.argv[1], 5001)) as server:
-    print("ready", flush=True)
-    connection, _ = server.accept()
-    digest = hashlib.sha256()
-    while data := connection.recv(1 << 16):
-        digest.update(data)
-    connection.close()
-print(digest.hexdigest())
-"""
-SEND = """
-import random, socket, sys
-with socket.create_connection((sys.argv[1], 5001), timeout=20) as connection:
-    connection.sendall(random.Random(7).randbytes(20_000_000))
-"""
-
-
 def test_tcp_carries_every_byte(fabric: Fabric) -> None:
     """20 MB: segmentation and checksum offload are at work between the namespaces."""
-    import random
-
-    source, other = far_pair(fabric)
-    address = fabric.address(other)
-    server = fabric.popen(other, sys.executable, "-c", SERVE, address, stdout=-1, text=True)
-    with server:
-        try:
-            assert server.stdout is not None
-            assert server.stdout.readline() == "ready\n"
-            fabric.exec(source, sys.executable, "-c", SEND, address)
-            digest, _ = server.communicate(timeout=20)
-        finally:
-            server.kill()
-    assert digest.strip() == hashlib.sha256(random.Random(7).randbytes(20_000_000)).hexdigest()
+    transfer(fabric, *far_pair(fabric))
 
 
 # --- the kernel's own way with RoCE

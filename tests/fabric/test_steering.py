@@ -23,6 +23,7 @@ from qpd.lab.traffic import Flow, Traffic, run
 from qpd.lab.wire import Capture, Sightings
 
 from .judge import until
+from .tcp import transfer
 
 pytestmark = [pytest.mark.frr]
 
@@ -178,18 +179,7 @@ def test_other_traffic_is_left_alone(pair: tuple[Fabric, str, str, Leaf]) -> Non
     fabric.exec(source, "ip", "neigh", "flush", "all")  # ARP anew
     done = fabric.exec(source, "ping", "-q", "-c", "20", "-i", "0.02", "-W", "2", address)
     assert " 0% packet loss" in done.stdout
-    server = fabric.popen(destination, "iperf3", "-s", "-1", "-B", address)
-    try:
-        until(
-            lambda: None if fabric.exec(destination, "ss", "-Hltn", "sport = 5201").stdout else "no listener"
-        )
-        sent = json.loads(fabric.exec(source, "iperf3", "-c", address, "-n", "4M", "-J").stdout)
-        assert sent["end"]["sum_sent"]["bytes"] >= 4 << 20
-        # What the server had read when the client was done: the rest was still in its buffers, which is no loss.
-        assert sent["end"]["sum_received"]["bytes"] >= 1 << 20
-    finally:
-        server.kill()
-        server.wait()
+    transfer(fabric, source, destination)
     after = leaf.get("/v1/status")["verdicts"]["steer"]
     changed = {verdict for verdict, count in after.items() if count != before[verdict]}
     assert changed <= {"not_roce", "bfd"}
