@@ -117,6 +117,8 @@ class Instance:
             command = [*_hostname(self.node), *command]
             if name == "bfdd" and shutil.which("chrt") is not None:
                 command = [*_REALTIME, *command]
+            # What a killed daemon has left behind must not be taken for the new one's.
+            (self.sockets / f"{name}.vty").unlink(missing_ok=True)
             record = f"{self.node}.{name}"
             self.records.start(record, namespaces.enter(self.name, command), self.logs / f"{record}.log")
 
@@ -125,7 +127,16 @@ class Instance:
         return all((self.sockets / f"{name}.vty").exists() for name in self.daemons())
 
     def configure(self) -> None:
-        """Let vtysh give the node's frr.conf to its daemons."""
+        """Let vtysh give the node's frr.conf to its daemons.
+
+        Raises:
+            LabError: where a daemon refuses, or does not answer (vtysh would drop its part and say nothing).
+        """
+        missing = self.daemons().keys() - self.vtysh("show daemons").split()
+        if missing:
+            raise LabError(
+                f"{self.node}: {', '.join(sorted(missing))} does not answer vtysh; see {self.logs}"
+            )
         done = subprocess.run(
             ["vtysh", "-N", self.name, "-b"], check=False, capture_output=True, text=True, timeout=60
         )

@@ -288,7 +288,7 @@ def test_a_killed_bfdd_is_missed_by_the_far_end_and_its_successor_brings_the_pat
     assert [event[:3] for event in pair.events()] == [(0, False, Cause.REMOTE_DOWN)]
     pair.near.records.end("near.bfdd")
     pair.near.start("bfdd")
-    until((pair.near.sockets / "bfdd.vty").exists, "bfdd does not start")
+    until(pair.near.answers, "bfdd does not start")
     until(lambda: _configured(pair), "bfdd takes no configuration")
     until(lambda: pair.alive() and pair.dead == 0, "the path did not return")
     assert pair.session(version)["local"]["discriminator"] != old

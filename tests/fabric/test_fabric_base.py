@@ -15,7 +15,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,17 @@ def test_tcp_carries_every_byte(fabric: Fabric) -> None:
 # --- the kernel's own way with RoCE
 
 
+@contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """What is started meanwhile stays on one CPU."""
+    every = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(every)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, every)
+
+
 async def test_all_qps_of_a_host_pair_leave_by_one_uplink(fabric: Fabric) -> None:
     """A plain Linux VTEP caches the outer route: the reason for qpd. Two judges that know nothing of each other."""
     source, other = far_pair(fabric)
@@ -164,7 +176,9 @@ async def test_all_qps_of_a_host_pair_leave_by_one_uplink(fabric: Fabric) -> Non
     packets = 20
     async with Sampler(fabric, uplinks) as sampler, Capture.of_uplinks(fabric, leaf) as capture:
         traffic = Traffic(fabric, [Flow(source, other, QPS, rate=50)], packets=packets)
-        await traffic.start()
+        # vxlan remembers the outer route for each CPU by itself.
+        with on_one_cpu():
+            await traffic.start()
         result = await traffic.wait()
     assert (result.sent, result.lost, result.overflows) == (packets * len(QPS), 0, 0)
     by_counter = [end for end, count in sampler.series.totals("tx_packets").items() if count >= result.sent]
@@ -275,7 +289,8 @@ def test_a_cut_link_leaves_the_fib_and_comes_back(fabric: Fabric, side: str) -> 
     dead = link.end(leaf).interface
     fabric.cut(link, leaf if side == "leaf" else link.other(leaf).node)
     until_equal(lambda: hops(fabric, leaf, remote), every - {dead})
-    assert ping(fabric, fabric.hosts[0], fabric.address(fabric.hosts[-1]))
+    # The way back, from the far leaf, may heal later.
+    until_equal(lambda: ping(fabric, fabric.hosts[0], fabric.address(fabric.hosts[-1])), True)
     fabric.heal(link)
     until_equal(lambda: hops(fabric, leaf, remote), every)
     fabric.wait_converged()
