@@ -20,6 +20,7 @@ import yaml
 from qpd.lab.errors import LabError
 
 ROLE_LABEL = "qplab.role"
+SITE_LABEL = "qplab.site"
 DEFAULT_MTU = 9500
 """containerlab's own default for a link."""
 
@@ -153,6 +154,21 @@ class Topology:
     def uplinks(self, leaf: str) -> list[Link]:
         """The underlay links of a leaf."""
         return [link for link in self.fabric_links if leaf in (link.a.node, link.b.node)]
+
+    def site(self, node: str) -> str:
+        """The site of a node: the label `qplab.site`, else the name before the first dash; "" where there is none."""
+        prefix, dash, _ = node.partition("-")
+        return self.nodes[node].labels.get(SITE_LABEL, prefix if dash else "")
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites, in the order of the file."""
+        return [site for site in dict.fromkeys(self.site(node.name) for node in self.routers) if site]
+
+    @property
+    def inter_site_links(self) -> list[Link]:
+        """The underlay links between two sites."""
+        return [link for link in self.fabric_links if self.site(link.a.node) != self.site(link.b.node)]
 
     def sidecar(self, node: str) -> Node | None:
         """The qpd node that shares this node's network namespace."""
