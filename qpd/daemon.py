@@ -317,6 +317,12 @@ def adopt(
     """What an earlier daemon left in the kernel."""
     paths = {id_: path.key for id_, path in maps.paths().items()}
     groups = {id_: Group(id_, pinned.weights, pinned.table) for id_, pinned in maps.groups().items()}
+    interfaces = {path.ifindex: path.key.interface for path in maps.paths().values()}
+    next_hops = {
+        NextHopKey(interfaces[ifindex], address): id_
+        for (ifindex, address), id_ in maps.next_hops().items()
+        if ifindex in interfaces
+    }
     return Adopted(
         paths=paths,
         groups=groups,
@@ -326,6 +332,7 @@ def adopt(
         uplinks={ifindex: _name_of(ifindex) for ifindex in attached},
         overrides=dict(overrides.routes),
         drained=drained,
+        next_hops=next_hops,
     )
 
 

@@ -151,8 +151,8 @@ class Maps:
     def write_path(self, path: UplinkPath) -> None:
         """Write the next hop that this path's id stands for.
 
-        What the BFD tap knows of the path is kept where the next hop is the same, and forgotten where the id goes to
-        another one.
+        What the BFD tap knows of the path is kept where the next hop is the same, or was known for another address of
+        this path, and forgotten where the id goes to another neighbour.
         """
         record = np.zeros(1, layout.PATH)
         record["ifindex"] = path.ifindex
@@ -161,7 +161,10 @@ class Maps:
         record["next_hop"] = np.void(layout.pack_address(path.next_hop))
         record["interface"] = path.interface.encode()
         before = self._tables["paths"].get(path.id)
-        if before is not None and all(before[name] == record[name][0] for name in ("ifindex", "next_hop")):
+        if before is not None and before["ifindex"] == path.ifindex and (
+            before["next_hop"] == record["next_hop"][0]
+            or self.next_hops().get((path.ifindex, path.next_hop)) == path.id
+        ):
             record["deadline_ns"] = before["deadline_ns"]
         else:
             self._tables["living"].set(

@@ -292,7 +292,7 @@ def test_the_words(maps: Maps) -> None:
 
 
 def test_what_the_tap_knows_stays_with_the_next_hop(maps: Maps) -> None:
-    """Not with the id: written anew it is kept, given to another next hop it is forgotten."""
+    """Not with the id: written anew it is kept, given to another neighbour it is forgotten."""
     path = uplink(3, "10.1.0.1")
     maps.write_path(path)
     record = np.frombuffer(bytearray(maps._tables["paths"].octets(3) or b""), layout.PATH)
@@ -304,6 +304,11 @@ def test_what_the_tap_knows_stays_with_the_next_hop(maps: Maps) -> None:
 
     maps.write_path(replace(path, sole=not path.sole))
     assert field(maps, "paths", 3, "deadline_ns") == 77
+    assert maps.tap_dead() == 0b1010
+    maps.replace_next_hops({(path.ifindex, path.next_hop): 3, (path.ifindex, ip_address("fe80::3")): 3})
+    path = replace(path, next_hop=ip_address("fe80::3"))
+    maps.write_path(path)
+    assert field(maps, "paths", 3, "deadline_ns") == 77, "another address of the same neighbour"
     assert maps.tap_dead() == 0b1010
     maps.write_path(replace(path, next_hop=ip_address("10.9.9.9")))
     assert field(maps, "paths", 3, "deadline_ns") == 0
