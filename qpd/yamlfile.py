@@ -99,5 +99,14 @@ def _walk(name: str, node: yaml.MappingNode, prefix: str, lines: dict[str, int])
         if key in lines:
             yield Problem(f"{name}:{line}", key, f"is given twice, first on line {lines[key]}; keep one")
         lines.setdefault(key, line)
-        if isinstance(value_node, yaml.MappingNode):
-            yield from _walk(name, value_node, f"{key}.", lines)
+        yield from _walk_value(name, value_node, f"{key}.", lines)
+
+
+def _walk_value(name: str, node: yaml.Node, prefix: str, lines: dict[str, int]) -> Iterator[Problem]:
+    """A list's elements are keys by their index."""
+    if isinstance(node, yaml.MappingNode):
+        yield from _walk(name, node, prefix, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, element in enumerate(node.value):
+            lines.setdefault(f"{prefix}{index}", element.start_mark.line + 1)
+            yield from _walk_value(name, element, f"{prefix}{index}.", lines)
