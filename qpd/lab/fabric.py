@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qpd.lab import frr, frrconf, namespaces, programs, rtnetlink, sidecar, topology, wires
+from qpd.lab import frr, frrconf, namespaces, programs, rtnetlink, scripts, sidecar, topology, wan, wires
 from qpd.lab.errors import LabError
 from qpd.lab.state import State
-from qpd.lab.topology import Link, Role, Topology
+from qpd.lab.topology import Endpoint, Link, Role, Topology
 
 Progress = Callable[[str], None]
 """Called with one line for each step of a long operation."""
@@ -30,6 +30,7 @@ _FIRST_INDEX = 1000
 link without a lower device and may tell of a lost carrier up to a second late (linkwatch_urgent_event)."""
 
 _HASH_SEED = "net.ipv4.fib_multipath_hash_seed"
+_FORGET_ROUTES = "net.ipv4.route.flush"
 
 # Interfaces get their link-local addresses without the second of duplicate address detection: a wire has two ends.
 _MACHINE_SYSCTLS = {
@@ -81,6 +82,7 @@ class Fabric:
             for node in topology.routers
         }
         self._confs: dict[str, frrconf.FrrConf] = {}
+        self._shapes = wan.shapes(topology)
         self._hurt: set[Link] = set()
         self._timers: set[Link] = set()
 
@@ -173,6 +175,7 @@ class Fabric:
         )
         self._make_wires()
         self._run_exec(progress)
+        self._make_losses()
         progress(f"FRR on {len(nodes.routers)} routers")
         self.start_frr(limit)
         sidecars = [node.shares for node in nodes.of_role(Role.QPD) if node.shares is not None] if qpd else []
@@ -208,14 +211,22 @@ class Fabric:
         for name in self.state.namespaces:
             namespaces.add(name)
         for node in self.topology.machines:
-            seed = zlib.crc32(f"{self.state.seed}/{node.name}".encode())
-            values = {**_MACHINE_SYSCTLS, **node.sysctls, _HASH_SEED: str(seed)}
+            values = {**_MACHINE_SYSCTLS, **node.sysctls, _HASH_SEED: _hash_seed(self.state.seed, node.name)}
             absent = namespaces.set_sysctls(self.namespace(node.name), values.items())
             # The seed can be set from kernel 6.11 on; before that, all namespaces share the kernel's.
             if wrong := [key for key in absent if key != _HASH_SEED]:
                 raise LabError(
                     f"{self.topology.path}: node {node.name}: sysctls: this kernel has no {wrong[0]}"
                 )
+
+    def reseed(self, seed: int) -> None:
+        """Give every node another multipath hash seed, as if the fabric had come up with `seed`.
+
+        Routes that were chosen by the old one and cached are forgotten.
+        """
+        for node in self.topology.machines:
+            values = [(_HASH_SEED, _hash_seed(seed, node.name)), (_FORGET_ROUTES, "1")]
+            namespaces.set_sysctls(self.namespace(node.name), values)
 
     def _make_links(self) -> None:
         machines = {node.name for node in self.topology.machines}
@@ -267,6 +278,13 @@ class Fabric:
                     said.setdefault(line, []).append(node.name)
         for line, names in said.items():
             progress(f"{line} ({len(names)} nodes)" if len(names) > 1 else f"{names[0]}: {line}")
+
+    def _make_losses(self) -> None:
+        """Without netem, the loss of wide-area links is made where their packets arrive."""
+        if wan.missing() is not None:
+            for link, _ in wan.shaped_links(self.topology):
+                for end in link.ends:
+                    self._set_loss(end, 0.0)
 
     def start_frr(self, limit: float) -> None:
         """Start FRR on every router and give it its configuration; `limit` is a reading of time.monotonic()."""
@@ -422,25 +440,67 @@ class Fabric:
     def heal(self, link: Link) -> None:
         """Undo `cut` and `lose` on a link; nothing happens where neither was."""
         for end in link.ends:
-            with rtnetlink.Socket(self.namespace(end.node)) as netlink:
-                netlink.set_xdp(end.interface, -1)
+            self._set_loss(end, 0.0)
             self.exec(end.node, "ip", "link", "set", end.interface, "up")
         self._hurt.discard(link)
 
     def lose(self, link: Link, towards: str | None = None, probability: float = 1.0) -> None:
         """Lose packets on the wire with carrier up: both ways, or only those that go towards one node.
 
-        What is lost is never seen by packet taps or tc programs of the receiving end.
+        What is lost is never seen by packet taps or tc programs of the receiving end. It comes on top of what a
+        wide-area link loses by itself.
         """
-        ends = [link.end(towards)] if towards else list(link.ends)
         self._hurt.add(link)
-        program = programs.load_lossy(probability)
+        for end in [link.end(towards)] if towards else list(link.ends):
+            self._set_loss(end, probability)
+
+    def stop_losing(self, link: Link, towards: str | None = None) -> None:
+        """Undo `lose`, and nothing else, both ways or one."""
+        for end in [link.end(towards)] if towards else list(link.ends):
+            self._set_loss(end, 0.0)
+
+    def _set_loss(self, end: Endpoint, probability: float) -> None:
+        """Lose what arrives at an end, and what its link loses by itself where no netem does that."""
+        if wan.missing() is not None:
+            link = next(one for one in self.topology.links_of(end.node) if end in one.ends)
+            own = self.shape(link.other(end.node)).loss_percent / 100
+            probability = 1 - (1 - probability) * (1 - own)
+        program = programs.load_lossy(probability) if probability > 0 else -1
         try:
-            for end in ends:
-                with rtnetlink.Socket(self.namespace(end.node)) as netlink:
-                    netlink.set_xdp(end.interface, program)
+            with rtnetlink.Socket(self.namespace(end.node)) as netlink:
+                netlink.set_xdp(end.interface, program)
         finally:
-            os.close(program)
+            if program >= 0:
+                os.close(program)
+
+    # -- wide-area links --------------------------------------------------------------------------------------------
+
+    def shape(self, end: Endpoint) -> wan.Shape:
+        """What a port does to the packets that it sends: what the topology says, or `set_shape` has set since."""
+        return self._shapes.get(end, wan.PLAIN)
+
+    def set_shape(self, link: Link, shape: wan.Shape) -> None:
+        """Make both directions of a link delay, lose and limit like this from now on.
+
+        Raises:
+            LabError: where the shape has a delay and this kernel has no netem; nothing is changed then.
+        """
+        for end in link.ends:
+            self.apply_shape(end, shape)
+            self._shapes[end] = shape
+        if wan.missing() is not None:
+            for end in link.ends:
+                self._set_loss(end, 0.0)
+
+    def apply_shape(self, end: Endpoint, shape: wan.Shape) -> None:
+        """Make a port delay, lose and limit what it sends, for a while: `shape` goes on to say what it was.
+
+        Raises:
+            LabError: as `set_shape` does.
+        """
+        if shape.needs_netem and (problem := wan.missing()):
+            raise LabError(f"{end}: {shape}: {problem}")
+        self.exec(end.node, "sh", str(scripts.find(wan.SCRIPT)), end.interface, *shape.words())
 
     def restore(self) -> None:
         """Undo what this object did after `up`: heal links, put BFD timers back, end qpd and remove its traces."""
@@ -499,6 +559,19 @@ class Fabric:
 
     # -- qpd --------------------------------------------------------------------------------------------------------
 
+    def start_daemon(self, node: str, daemon: str, deadline: float = 30.0) -> None:
+        """Start a router's daemon again, with its configuration; nothing happens where it runs.
+
+        Raises:
+            LabError: where it does not answer within `deadline` seconds.
+        """
+        if self.records.find(f"{node}.{daemon}") is not None:
+            return
+        if daemon == "qpd":
+            self.start_qpd(node, deadline=deadline)
+        else:
+            self.router(node).restart(daemon, time.monotonic() + deadline)
+
     def sidecar(self, node: str) -> sidecar.Sidecar:
         """The qpd beside a router."""
         router, beside = self.router(node), self.topology.sidecar(node)
@@ -537,6 +610,10 @@ class Fabric:
     def kill_qpd(self, node: str, signal_number: int) -> None:
         """Send a signal to a router's qpd."""
         self.sidecar(node).kill(signal_number)
+
+
+def _hash_seed(seed: int, node: str) -> str:
+    return str(zlib.crc32(f"{seed}/{node}".encode()))
 
 
 def _silent(_line: str) -> None:
