@@ -242,10 +242,8 @@ class Schedule:
         """Raise LabError where a fault does not fit the lab, or two hold the same thing at one time."""
         claims = [_claims(entry, topology, f"faults[{number}]") for number, entry in enumerate(self.entries)]
         for (i, one), (j, other) in combinations(enumerate(self.entries), 2):
-            if one.at < other.until and other.at < one.until and (shared := _shared(claims[i], claims[j])):
-                raise LabError(
-                    f"faults[{i}] and faults[{j}] both hold {shared}; let one end before the other"
-                )
+            if one.at < other.until and other.at < one.until and (both := shared(claims[i], claims[j])):
+                raise LabError(f"faults[{i}] and faults[{j}] both hold {both}; let one end before the other")
 
     def to_yaml(self) -> list[dict[str, Any]]:
         """The schedule as YAML writes it; `parse` reads it back."""
@@ -274,6 +272,15 @@ def parse_fault(raw: Mapping[str, Any], where: str = "fault") -> Fault:
     if name not in KINDS:
         raise LabError(f"{where}: {name!r} is no fault; faults are {known}")
     return _fault(KINDS[name], values, f"{where}.{name}")
+
+
+def shared(one: Iterable[str], other: Iterable[str]) -> str | None:
+    """The first thing that both claims hold: the same thing, or a daemon of a node whose daemons are all held."""
+    both = set(one) & set(other)
+    for mine, theirs in ((one, other), (other, one)):
+        nodes = {claim.removeprefix("daemons of ") for claim in mine if claim.startswith("daemons of ")}
+        both |= {claim for claim in theirs if claim.rpartition(" of ")[2] in nodes}
+    return min(both, default=None)
 
 
 def _timed(raw: object, where: str) -> Timed:
@@ -320,15 +327,6 @@ def _claims(entry: Timed, topology: Topology, where: str) -> frozenset[str]:
         return entry.fault.claims(topology)
     except LabError as error:
         raise LabError(f"{where}: {error}") from error
-
-
-def _shared(one: Iterable[str], other: Iterable[str]) -> str | None:
-    """What both hold: the same thing, or a daemon of a node whose daemons are all held."""
-    both = set(one) & set(other)
-    for mine, theirs in ((one, other), (other, one)):
-        nodes = {claim.removeprefix("daemons of ") for claim in mine if claim.startswith("daemons of ")}
-        both |= {claim for claim in theirs if claim.rpartition(" of ")[2] in nodes}
-    return min(both, default=None)
 
 
 def _end(link: Link, node: str | None, key: str) -> None:

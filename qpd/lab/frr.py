@@ -126,19 +126,41 @@ class Instance:
         """True when every daemon of the node listens on its vty socket."""
         return all((self.sockets / f"{name}.vty").exists() for name in self.daemons())
 
-    def configure(self) -> None:
-        """Let vtysh give the node's frr.conf to its daemons.
+    def restart(self, daemon: str, limit: float) -> None:
+        """Start one daemon anew and configure it; `limit` is a reading of time.monotonic()."""
+        if daemon not in self.daemons():
+            raise LabError(f"{self.node}: {daemon} is none of its daemons: {', '.join(self.daemons())}")
+        # A killed daemon leaves its sockets, which would look like an answer.
+        for name in (f"{daemon}.vty", *(["zserv.api"] if daemon == "zebra" else [])):
+            (self.sockets / name).unlink(missing_ok=True)
+        self.start(daemon)
+        while not self._answers_vtysh(daemon):
+            if time.monotonic() > limit:
+                raise LabError(f"{self.node}: {daemon} does not answer; see {self.logs}")
+            time.sleep(0.05)
+        self.configure(daemon)
+
+    def _answers_vtysh(self, daemon: str) -> bool:
+        try:
+            return daemon in self.vtysh("show daemons").split()
+        except LabError:  # no daemon of the node answers yet
+            return False
+
+    def configure(self, daemon: str | None = None) -> None:
+        """Let vtysh give the node's frr.conf to its daemons, or to one of them.
 
         Raises:
             LabError: where a daemon refuses, or does not answer (vtysh would drop its part and say nothing).
         """
-        missing = self.daemons().keys() - self.vtysh("show daemons").split()
+        wanted = self.daemons().keys() if daemon is None else {daemon}
+        missing = wanted - set(self.vtysh("show daemons").split())
         if missing:
             raise LabError(
                 f"{self.node}: {', '.join(sorted(missing))} does not answer vtysh; see {self.logs}"
             )
+        only = [] if daemon is None else ["-d", daemon]
         done = subprocess.run(
-            ["vtysh", "-N", self.name, "-b"], check=False, capture_output=True, text=True, timeout=60
+            ["vtysh", "-N", self.name, *only, "-b"], check=False, capture_output=True, text=True, timeout=60
         )
         complaints = [
             line for line in (done.stdout + done.stderr).splitlines() if "%" in line or "rror" in line
