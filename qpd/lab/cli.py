@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qpd.lab import state
+from qpd.lab import cli_fault, state
+from qpd.lab.console import Lab, err, one_lab, out
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import Fabric
 from qpd.lab.topology import Link, Role
@@ -30,24 +30,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+app.add_typer(cli_fault.app, name="fault")
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 _TIMERS = re.compile(r"(\d+)x(\d+)")
-
-Lab = Annotated[str | None, typer.Option("--name", "-n", help="The lab; needed where several are up.")]
-
-
-def _one_lab(name: str | None) -> Fabric:
-    labs = state.labs()
-    if name is None:
-        if not labs:
-            raise LabError("no lab is up; start one with `qplab up TOPOLOGY`")
-        if len(labs) > 1:
-            raise LabError(f"several labs are up: {', '.join(labs)}; choose one with --name")
-        name = labs[0]
-    return Fabric.attach(name)
 
 
 @contextmanager
@@ -205,7 +191,7 @@ def exec_(
     name: Lab = None,
 ) -> None:
     """Run a command on a node; the exit status is the command's."""
-    fabric = _one_lab(name)
+    fabric = one_lab(name)
     words = command[1:] if command[0] == "--" else command
     raise typer.Exit(subprocess.run(fabric.enter(node, *words), check=False).returncode)
 
@@ -219,7 +205,7 @@ def vtysh(
     name: Lab = None,
 ) -> None:
     """Talk to a node's FRR."""
-    fabric = _one_lab(name)
+    fabric = one_lab(name)
     fabric.router(node)
     words = [word for one in command or [] if one != "--" for word in ("-c", one)]
     instance = ["vtysh", "-N", fabric.namespace(node)]
@@ -233,7 +219,7 @@ def cut(
     name: Lab = None,
 ) -> None:
     """Cut a link: set it down at one end."""
-    fabric = _one_lab(name)
+    fabric = one_lab(name)
     chosen = fabric.link(*link)
     fabric.cut(chosen, side)
     out.print(f"{chosen} is cut")
@@ -247,7 +233,7 @@ def lose(
     name: Lab = None,
 ) -> None:
     """Lose packets of a link silently: the carrier stays up."""
-    fabric = _one_lab(name)
+    fabric = one_lab(name)
     chosen = fabric.link(*link)
     fabric.lose(chosen, towards, percent / 100)
     out.print(f"{chosen} loses {percent:g} % {f'towards {towards}' if towards else 'both ways'}")
@@ -259,7 +245,7 @@ def heal(
     name: Lab = None,
 ) -> None:
     """Undo cut and lose."""
-    fabric = _one_lab(name)
+    fabric = one_lab(name)
     chosen = fabric.link(*link)
     fabric.heal(chosen)
     out.print(f"{chosen} is healed")
@@ -278,7 +264,7 @@ def bfd(
     interval, multiplier = int(match[1]), int(match[2])
     if not 10 <= interval <= 60000 or not 2 <= multiplier <= 255:
         raise LabError(f"{timers}: bfdd takes 10 to 60000 ms and 2 to 255 times")
-    fabric = _one_lab(name)
+    fabric = one_lab(name)
     chosen = fabric.link(*words)
     fabric.set_bfd(chosen, interval, multiplier)
     out.print(f"{chosen} has BFD {interval} ms x {multiplier}")
