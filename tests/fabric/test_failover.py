@@ -20,7 +20,6 @@ import pytest
 from qpd.kernel.fib import TABLE
 from qpd.kernel.maps import Maps
 from qpd.kernel.pins import Pins
-from qpd.lab import rtnetlink
 from qpd.lab.fabric import Fabric
 from qpd.lab.namespaces import inside
 from qpd.lab.traffic import Flow, Traffic
@@ -74,6 +73,10 @@ class Guarded(Leaf):
         assert done.returncode == 0, done.stderr
         told = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
         return [event for event in told if event["seq"] > since]
+
+    def frr_told(self, kind: str, since: int) -> set[str]:
+        """The daemons of FRR's that events of this kind name."""
+        return {event["detail"]["daemon"] for event in self.events(since) if event["kind"] == kind}
 
     def last_event(self) -> int:
         return max((event["seq"] for event in self.events()), default=0)
@@ -290,21 +293,25 @@ def test_the_tap_alone(leaf: Guarded, number: signal.Signals) -> None:
     scenario(leaf, story)
 
 
-def test_flapping(leaf: Guarded) -> None:
-    """A link that goes down and up twenty times disturbs its own QPs only; then all are home."""
+@pytest.mark.parametrize("how", ["carrier", "silent"])
+def test_flapping(leaf: Guarded, how: str) -> None:
+    """A link that goes down and up twenty times in ten seconds disturbs its own QPs only; then all are home."""
 
     async def story(homes: dict[int, str]) -> None:
         victim = homes[QPS[0]]
-        end = leaf.link(victim).end(leaf.name)
-        with rtnetlink.Socket(leaf.fabric.namespace(leaf.name)) as netlink:
-            try:
-                for _ in range(20):
-                    netlink.set_up(end.interface, up=False)
-                    await asyncio.sleep(0.25)
-                    netlink.set_up(end.interface, up=True)
-                    await asyncio.sleep(0.25)
-            finally:
-                netlink.set_up(end.interface, up=True)
+        link = leaf.link(victim)
+        if how == "silent":
+            # So that each silence is longer than the detection time.
+            leaf.fabric.set_bfd(link, 10, 3)
+        lose, heal = {
+            "carrier": (partial(leaf.fabric.cut, link, leaf.name), partial(leaf.fabric.heal, link)),
+            "silent": (partial(leaf.fabric.lose, link), partial(leaf.fabric.heal, link)),
+        }[how]
+        for _ in range(20):
+            lose()
+            await asyncio.sleep(0.25)
+            heal()
+            await asyncio.sleep(0.25)
         await leaf.whole()
         stayed(leaf, homes, [victim])
         told = [event for event in leaf.events() if event["kind"] == "path-down"]
@@ -458,8 +465,38 @@ def test_frr_daemon_killed_and_back(leaf: Guarded, daemon: str) -> None:
         assert not {"limit-reached", "uplink-detached", "path-gone"} & set(leaf.kinds(since))
 
     def told(kind: str, since: int) -> bool:
-        return any(
-            event["kind"] == kind and event["detail"]["daemon"] == daemon for event in leaf.events(since)
+        return daemon in leaf.frr_told(kind, since)
+
+    scenario(leaf, story)
+
+
+def test_frr_restarted(leaf: Guarded) -> None:
+    """Zebra dies, and all is started anew, as watchfrr does it. As long as routes stand, nothing moves."""
+    fabric = leaf.fabric
+    instance = fabric.frr[leaf.name]
+
+    async def story(homes: dict[int, str]) -> None:
+        since = leaf.last_event()
+        zebra = fabric.records.find(f"{leaf.name}.zebra")
+        assert zebra is not None
+        zebra.send(signal.SIGKILL)
+        try:
+            await eventually(lambda: None if "zebra" in leaf.frr_told("frr-lost", since) else "no word of it")
+            assert leaf.main_routes() == leaf.main
+            assert set(leaf.moves().values()) == {0}
+        finally:
+            for daemon in reversed(instance.daemons()):
+                await asyncio.to_thread(fabric.records.end, f"{leaf.name}.{daemon}")
+            await asyncio.to_thread(instance.start)
+            await eventually(lambda: None if instance.answers() else "FRR does not answer")
+            await asyncio.to_thread(instance.configure)
+        await asyncio.to_thread(fabric.wait_converged, 60.0)
+        wanted = set(instance.daemons())
+        await eventually(
+            lambda: None if wanted <= leaf.frr_told("frr-back", since) else f"{leaf.kinds(since)}"
         )
+        await leaf.whole()
+        assert leaf.homes() == homes
+        assert not {"limit-reached", "uplink-detached", "path-gone"} & set(leaf.kinds(since))
 
     scenario(leaf, story)
