@@ -25,12 +25,15 @@ static __always_inline void observe_packet(struct __sk_buff *skb, struct packet 
 	enum verdict verdict = VERDICT_OBSERVED;
 
 	if (!qp) {
-		struct qp first = {.group = NO_GROUP, .home = NO_PATH, .path = path};
+		struct qp *first = blank_entry(own);
 
-		first.first_seen_ns = bpf_ktime_get_ns();
-		load_source(skb, packet, &first.src);
-		copy_address(&first.destination, &packet->destination);
-		arrivals.insert(&packet->key, &first);
+		first->group = NO_GROUP;
+		first->home = NO_PATH;
+		first->path = path;
+		first->first_seen_ns = bpf_ktime_get_ns();
+		load_source(skb, packet, &first->src);
+		copy_address(&first->destination, &packet->destination);
+		arrivals.insert(&packet->key, first);
 		qp = arrivals.lookup(&packet->key);
 	}
 	if (qp) {

@@ -119,6 +119,23 @@ static __always_inline void refresh(const struct packet *packet, struct qp *qp, 
 	qp->generation = generation;
 }
 
+/* Moves the QP to the home that the daemon wishes, if it has been silent for long enough that nothing of it can be on the
+ * old way any more. False: it has to wait, or there is no wish. */
+static __always_inline bool grant_wish(struct qp *qp, __u64 now)
+{
+	__u32 wish = qp->wish - 1, was = qp->home;
+
+	if (!qp->wish || now - qp->last_seen_ns < qp->wish_idle_us * NS_PER_US)
+		return false;
+	qp->wish = 0;
+	if (wish == was || !(qp->members >> as_index(wish) & 1))
+		return true;
+	qp->home = wish;
+	add_placed(wish, 1);
+	add_placed(was, -1);
+	return true;
+}
+
 /* A stand-in for a dead home: the first living path of the slot's order. */
 static __always_inline __u32 stand_in(const struct qp *qp, __u64 usable)
 {
@@ -132,14 +149,22 @@ static __always_inline __u32 stand_in(const struct qp *qp, __u64 usable)
 	return order ? choose(order, usable) : NO_PATH;
 }
 
+/* An entry to be filled and inserted. Its place is this CPU's own: 248 octets are too much for the stack. */
+static __always_inline struct qp *blank_entry(struct counters *own)
+{
+	__builtin_memset(&own->fresh, 0, sizeof(own->fresh));
+	return &own->fresh;
+}
+
 /* First packet of a QP: places it and makes its entry, unless another CPU has done so a moment ago. NULL: no entry, and
  * `decision` says why. */
 static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packet *packet,
-                                             const struct control *control, struct decision *decision)
+                                             const struct control *control, struct counters *own,
+                                             struct decision *decision)
 {
 	struct slot_order *order;
-	struct qp qp = {};
-	struct group *group = find_group(packet, &qp.group);
+	struct qp *qp = blank_entry(own);
+	struct group *group = find_group(packet, &qp->group);
 	__u64 usable;
 	__u32 hash, home;
 	struct qp *made;
@@ -149,24 +174,24 @@ static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packe
 		return NULL;
 	}
 	hash = hash_qp(&packet->key);
-	qp.slot = slot_of(hash);
-	qp.source_port = source_port_of(hash);
-	qp.members = group->members;
-	order = order_of(group, qp.slot);
+	qp->slot = slot_of(hash);
+	qp->source_port = source_port_of(hash);
+	qp->members = group->members;
+	order = order_of(group, qp->slot);
 	usable = group->members & living_paths();
 	home = order ? place(order, group, usable, control->placement) : NO_PATH;
 	if (home == NO_PATH) {
 		decision->verdict = VERDICT_NO_LIVING_PATH;
 		return NULL;
 	}
-	qp.home = home;
-	qp.path = home;
-	qp.generation = control->generation;
-	qp.first_seen_ns = bpf_ktime_get_ns();
-	load_source(skb, packet, &qp.src);
-	copy_address(&qp.destination, &packet->destination);
+	qp->home = home;
+	qp->path = home;
+	qp->generation = control->generation;
+	qp->first_seen_ns = bpf_ktime_get_ns();
+	load_source(skb, packet, &qp->src);
+	copy_address(&qp->destination, &packet->destination);
 
-	if (!qps.insert(&packet->key, &qp)) {
+	if (!qps.insert(&packet->key, qp)) {
 		tell_qp(EVENT_QP_NEW, &packet->key, home);
 		return qps.lookup(&packet->key);
 	}
@@ -176,7 +201,7 @@ static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packe
 		/* Not where load would have put it: without an entry only the slot's order is the same for every packet. */
 		decision->verdict = VERDICT_MAP_FULL;
 		decision->path = choose(order, usable);
-		decision->source_port = qp.source_port;
+		decision->source_port = qp->source_port;
 	}
 	return made;
 }
@@ -192,7 +217,10 @@ static __always_inline void follow_entry(const struct packet *packet, struct qp 
 	/* Atomic, since two CPUs may serve one QP; on one CPU it costs nothing that can be measured. */
 	__sync_fetch_and_add(&qp->packets, 1);
 	__sync_fetch_and_add(&qp->bytes, packet->bytes);
-	qp->last_seen_ns = now;
+	if (qp->last_seen_ns != now) { /* once a tick */
+		grant_wish(qp, now);
+		qp->last_seen_ns = now;
+	}
 	usable = qp->members & living_paths();
 	decision->path = usable >> (qp->home & (PATHS_MAX - 1)) & 1 ? qp->home : stand_in(qp, usable);
 	decision->source_port = qp->source_port;
@@ -222,7 +250,7 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 	if (!control_now)
 		return PASS;
 	if (!qp)
-		qp = make_entry(skb, packet, control_now, &decision);
+		qp = make_entry(skb, packet, control_now, own, &decision);
 	if (qp)
 		follow_entry(packet, qp, control_now->generation, now, &decision);
 	if (decision.verdict == VERDICT_OPEN || (decision.verdict == VERDICT_MAP_FULL && !packet->tagged)) {

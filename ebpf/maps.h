@@ -12,11 +12,11 @@
 
 #include "verdict.h"
 
-#define QPD_LAYOUT 1
+#define QPD_LAYOUT 2
 
-/* The loader sets PIN_DIR ("…/v1") and QPS_MAX on the command line. */
+/* The loader sets PIN_DIR ("…/v2") and QPS_MAX on the command line. */
 #ifndef PIN_DIR
-#define PIN_DIR "/sys/fs/bpf/qpd/v1"
+#define PIN_DIR "/sys/fs/bpf/qpd/v2"
 #endif
 #ifndef QPS_MAX
 #define QPS_MAX 131072
@@ -32,10 +32,21 @@
 #define DESTINATIONS_MAX 4096
 #define NEIGHBOURS_MAX   1024
 #define BFD_SESSIONS_MAX 256
-#define EVENTS_BYTES     (256 * 1024) /* a power of two, and whole pages */
+#define EVENTS_BYTES     (512 * 1024) /* a power of two, and whole pages */
 #define SCRATCH_BYTES    128
 #define NO_PATH          0xff
 #define NO_GROUP         0xffff
+
+/* Buckets of round-trip times, from 2^RTT_FIRST ns: each doubling in RTT_STEPS equal steps, so that a bucket is 1.6 % of
+ * its time wide at most. Less counts in the first bucket, more (4.3 s) in the last. */
+#define RTT_FIRST     10
+#define RTT_DOUBLINGS 22
+#define RTT_STEPS     64
+#define RTT_BUCKETS   (RTT_DOUBLINGS * RTT_STEPS)
+
+/* Packet sequence numbers are 24 bits wide; a field that holds one has this bit set as soon as there is one to hold. */
+#define PSN_KNOWN 0x01000000
+#define PSN_MASK  0x00ffffff
 
 /* An IPv6 address, or an IPv4 address as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). Network byte order. */
 struct address {
@@ -53,9 +64,13 @@ struct qp_key {
 	struct address dst;
 };
 
-/* One steered (egress) or observed (ingress) QP. Times: CLOCK_MONOTONIC, ns. */
+/* One steered (egress) or observed (ingress) QP. Times: CLOCK_MONOTONIC, ns.
+ *
+ * What goes to a QP are requests, with the sender's own PSNs, and responses (ACK, NAK, READ and atomic responses), whose
+ * PSNs are those of the requests that the QP made itself. What is known of either lies apart. 248 octets: with its key and
+ * the kernel's head of 48 an entry begins and ends with a cache line. */
 struct qp {
-	/* What every packet needs, together: the fewer cache lines, the faster where there are many QPs. */
+	/* What every packet needs, on one cache line. */
 	__u64 packets;
 	__u64 bytes;        /* frame length on this uplink, outer headers included */
 	__u64 last_seen_ns; /* to a timer tick or two */
@@ -66,11 +81,53 @@ struct qp {
 	__u16 source_port; /* entropy: the VXLAN outer source port that this QP gets */
 	__u8 home;         /* path id given at the first packet; NO_PATH on ingress */
 	__u8 path;         /* path id of the last packet */
+	__u32 next_psn;    /* requests: the PSN after the newest; with PSN_KNOWN, and STREAM_… (psn.h) */
+	__u64 window;      /* bit n: PSN next_psn - 1 - n came by */
+	/* What responses and every packet that asks for one need. */
+	__u32 next_response; /* READ responses: the PSN due next; with PSN_KNOWN, and RESPONSE_… (psn.h) */
+	__u32 acked_psn; /* the newest PSN that responses acknowledge: of requests of the QP dest_qp; with PSN_KNOWN */
+	__u64 stamp_ns;  /* when the request `stamp_psn` left, whose response will tell the round-trip time; 0: none */
+	__u32 stamp_psn;
+	__u32 peer_qp; /* the QP at `src` that speaks with dest_qp; 0: not known. The daemon tells it */
+	__u64 rtt_sum_ns;
+	__u32 rtt_samples;
+	__u32 rtt_last_ns;
+	__u32 rtt_min_ns;   /* 0: no sample */
+	__u32 read_octets;  /* length of the last READ request, while `pmtu` is not certain */
+	__u32 wish_idle_us; /* how long the QP has to be silent before it moves to `wish` */
+	__u8 wish;          /* path id + 1 that is to be its home, as the daemon told it; 0: none */
+	__u8 pmtu;          /* path MTU of RDMA, as a power of two (8 to 12); 0: not known; with PMTU_GUESSED */
+	__u8 transport;     /* enum transport of the last packet */
+	__u8 gap_path;      /* path id that the last missing PSNs were charged to */
+	/* Counters of what is rare. */
+	__u32 missing;       /* PSNs that were passed over when a later one came: lost before this hook, but for … */
+	__u32 out_of_order;  /* … those of them that came later, and not because they were sent again */
+	__u32 duplicates;    /* came again alone: not sent again by the sender (RC), or whatever came twice (UC) */
+	__u32 retransmitted; /* packets sent again (RC) */
+	__u32 go_backs;      /* how often the sender went back to an earlier PSN (RC: go-back-N) */
+	__u32 lost_behind;   /* of these, not explained by a gap here nor by an RNR NAK: lost behind this hook */
+	__u32 naks_sequence; /* NAKs to dest_qp: PSN sequence error, */
+	__u32 naks_rnr;      /* … receiver not ready, */
+	__u32 naks_remote;   /* … invalid request, remote access, remote operation, invalid RD request */
+	__u32 acks;          /* responses that moved acked_psn on */
+	__u32 cnps;          /* congestion notification packets to dest_qp */
+	__u32 ecn_marked;    /* packets with CE, in the inner or outer IP header */
+	__u32 fecn;          /* packets with the bit FECN in the BTH, */
+	__u32 becn;          /* … with BECN */
+	__u32 restarts;      /* jumps of the PSN that no loss explains: a new life of the QP number */
+	__u32 moves;         /* how often the path changed */
 	/* The rest. */
-	__u32 moves; /* how often the path changed */
 	__u64 first_seen_ns;
 	struct address src;         /* inner source address of the first packet */
 	struct address destination; /* outer destination address (the VTEP), or dst again without VXLAN */
+	__u32 run_psn;              /* a step back in the stream of requests: the PSN due next in it, */
+	__u16 run;                  /* … and how many packets wait for being told late or sent again */
+	__u8 rnr;                   /* 1: an RNR NAK explains the next step back */
+	__u8 pad;
+	__u32 gap_psn;         /* the first PSN missing here that was not sent again yet; with PSN_KNOWN */
+	__u32 newest_response; /* READ and atomic responses: the newest PSN; with PSN_KNOWN */
+	__u32 response_gap;    /* … the first PSN that is missing, */
+	__u32 response_gaps;   /* … and how many */
 };
 
 /* One next hop on one uplink. ifindex 0: unused id. */
@@ -114,6 +171,22 @@ struct path_counters {
 	__u64 bytes;
 };
 
+/* What went wrong on a path, as struct qp counts it. */
+struct path_faults {
+	__u64 missing;
+	__u64 out_of_order;
+	__u64 retransmitted;
+	__u64 lost_behind;
+	__u64 ecn_marked;
+};
+
+/* Round-trip times of a path's requests: from this node to the remote host and back. */
+struct path_rtt {
+	__u64 samples;
+	__u64 sum_ns;
+	__u64 buckets[RTT_BUCKETS];
+};
+
 /* Per CPU. Counters are summed by the reader; the rest is the program's own. */
 struct counters {
 	__u64 verdicts[HOOKS][VERDICTS];
@@ -121,6 +194,8 @@ struct counters {
 	__u64 tick;                  /* this CPU's clock (count.h): the timer tick … */
 	__u64 tick_ns;               /* … at which this was CLOCK_MONOTONIC */
 	__u8 scratch[SCRATCH_BYTES]; /* the packet in hand (roce.h) */
+	struct qp fresh;             /* an entry in the making (flow.h), too large for the stack */
+	struct path_faults faults[HOOKS][PATHS_MAX];
 };
 
 /* `placed` only grows, by the kernel (but for a placement that lost its race and is taken back); `gone` only the daemon writes, when it has seen QPs idle or evicted.
@@ -136,7 +211,7 @@ struct lock {
 
 enum lock_index { LOCK_PLACED, LOCK_TAP, LOCKS };
 
-enum event_kind { EVENT_QP_NEW = 1, EVENT_PATH_STATE = 2, EVENT_QP_MOVED = 3 };
+enum event_kind { EVENT_QP_NEW = 1, EVENT_PATH_STATE = 2, EVENT_QP_MOVED = 3, EVENT_CM = 4 };
 
 /* Header of every record in the ring; the kinds append their own fields. */
 struct event {
@@ -148,6 +223,34 @@ struct event {
 struct event_qp {
 	struct event head;
 	struct qp_key key;
+};
+
+/* EVENT_CM: a message of the InfiniBand connection manager on its way to QP 1 (InfiniBand Architecture 1, 12.6). */
+struct event_cm {
+	struct event head;  /* path: as the packet's */
+	struct qp_key key;  /* of the packet: dest_qp 1 */
+	struct address src; /* who sent it */
+	__u32 hook;         /* enum hook: leaves or arrives */
+	__u32 attribute;    /* 0x10 REQ, 0x12 REJ, 0x13 REP, 0x14 RTU, 0x15 DREQ, 0x16 DREP */
+	__u32 local_id;     /* the sender's communication id */
+	__u32 remote_id;    /* the receiver's; 0 in a REQ */
+	__u32 qpn;          /* REQ, REP: the sender's QP; DREQ: the receiver's; else 0 */
+	__u32 psn;          /* REQ, REP: the first PSN that will be sent to that QP; else 0 */
+};
+
+/* What the program `tell` is given, behind 14 octets that PROG_TEST_RUN wants for an Ethernet header: fields of a living
+ * entry to set, here where packets count in it. It returns enum told. */
+enum tell_fields { TELL_PEER = 1, TELL_HOME = 2 };
+enum told { TOLD_DONE, TOLD_WAITS, TOLD_NO_ENTRY, TOLD_REFUSED, TOLD_MALFORMED };
+
+struct tell {
+	struct qp_key key;
+	__u32 hook;    /* enum hook: an entry of `qps` or of `arrivals` */
+	__u32 fields;  /* enum tell_fields, added up */
+	__u32 peer_qp; /* 0: forget it */
+	__u32 home; /* a path id; NO_PATH: forget a wish that waits. Only a member of the QP's group, and not on ingress */
+	__u32 idle_us; /* move home at once if the QP has been silent for that long, else in its first such silence */
+	__u32 pad;
 };
 
 /* What the tap has found about a path. */
@@ -231,6 +334,8 @@ BPF_TABLE_PINNED("array", __u32, __u64, living, LIVING_WORDS, PIN_DIR "/living")
 BPF_TABLE_PINNED("array", __u32, struct control, control, 1, PIN_DIR "/control");
 /* [0], per CPU: verdicts, and packets and bytes of each path, by hook. */
 BPF_TABLE_PINNED("percpu_array", __u32, struct counters, counters, 1, PIN_DIR "/counters");
+/* path id -> round-trip times of its requests. Shared by all CPUs: a QP tells one at a time, and most tell others. */
+BPF_TABLE_PINNED("array", __u32, struct path_rtt, rtts, PATHS_MAX, PIN_DIR "/rtts");
 /* path id -> QPs ever placed on it. */
 BPF_TABLE_PINNED("array", __u32, struct load, placed, PATHS_MAX, PIN_DIR "/placed");
 /* path id -> QPs placed on it that are no longer active. */

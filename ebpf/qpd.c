@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The classifier's two entry points. It never drops a packet: what it does not steer goes the kernel's own way. */
+/* The classifier's entry points. It never drops a packet: what it does not steer goes the kernel's own way. */
 #include "arrive.h"
 #include "bfd.h"
 #include "count.h"
 #include "flow.h"
 #include "roce.h"
+#include "tell.h"
 
 /* Egress of an uplink: gives a RoCEv2 packet its QP's path, listens to this node's BFD daemon. */
 int steer(struct __sk_buff *skb)
@@ -45,4 +46,12 @@ int observe(struct __sk_buff *skb)
 	else
 		count(own, HOOK_OBSERVE, verdict, NO_PATH, 0);
 	return PASS;
+}
+
+/* On no hook: the daemon runs it by BPF_PROG_TEST_RUN, with a struct tell for a packet, and gets enum told. */
+int tell(struct __sk_buff *skb)
+{
+	struct counters *own = own_counters();
+
+	return own ? tell_entry(skb, own) : TOLD_MALFORMED;
 }

@@ -362,6 +362,37 @@ class QueuePairKey:
     dest_qp: int
 
 
+class CmKind(IntEnum):
+    """Messages of the InfiniBand connection manager that speak of QPs; their MAD attribute ids (12.6)."""
+
+    REQ = 0x10
+    REJ = 0x12
+    REP = 0x13
+    RTU = 0x14
+    DREQ = 0x15
+    DREP = 0x16
+
+
+@dataclass(frozen=True, slots=True)
+class CmMessage:
+    """A message on QP 1 as it passed a hook: ``src`` sent it to ``dst``.
+
+    ``local_id`` is the sender's communication id, ``remote_id`` the receiver's (0 in a REQ). ``qpn``: of REQ and REP
+    the sender's QP, of DREQ the receiver's, else 0. ``psn``: of REQ and REP the first PSN that is sent *to* that QP.
+    """
+
+    kind: CmKind
+    hook: Hook
+    vni: int
+    src: Address
+    dst: Address
+    local_id: int
+    remote_id: int
+    qpn: int
+    psn: int
+    kernel_ns: int
+
+
 # --- Operations: what the planner wants done, applied in order by the kernel room ------------------------------------
 
 

@@ -23,6 +23,7 @@ from qpd.kernel.pins import Pins
 from qpd.kernel.ring import Ring
 from qpd.kernel.sources import SourcesMissingError
 from qpd.kernel.table import LayoutMismatchError
+from qpd.kernel.tell import Teller
 from qpd.model import Hook
 
 __all__ = ["AttachError", "Classifier", "ClassifierError", "InterfaceGoneError", "detach_all"]
@@ -101,6 +102,13 @@ class Classifier:
             return Maps(self.pins.directory)
         except (OSError, LayoutMismatchError) as error:
             raise ClassifierError(f"cannot open the pinned maps: {error}") from error
+
+    def open_teller(self) -> Teller:
+        """The program that sets fields of a QP's entry, for the caller to close. Raises ClassifierError."""
+        try:
+            return Teller(self.pins.tell)
+        except OSError as error:
+            raise ClassifierError(f"cannot open the pinned program: {error}") from error
 
     def open_ring(self) -> Ring:
         """The pinned ring of events, for the caller to close. Raises ClassifierError."""

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qpd.kernel.bpf import F_NO_PREALLOC, MapType
 from qpd.model import (
@@ -40,10 +41,50 @@ QP = np.dtype(
         ("source_port", "u2"),
         ("home", "u1"),
         ("path", "u1"),
+        ("next_psn", "u4"),
+        ("window", "u8"),
+        ("next_response", "u4"),
+        ("acked_psn", "u4"),
+        ("stamp_ns", "u8"),
+        ("stamp_psn", "u4"),
+        ("peer_qp", "u4"),
+        ("rtt_sum_ns", "u8"),
+        ("rtt_samples", "u4"),
+        ("rtt_last_ns", "u4"),
+        ("rtt_min_ns", "u4"),
+        ("read_octets", "u4"),
+        ("wish_idle_us", "u4"),
+        ("wish", "u1"),
+        ("pmtu", "u1"),
+        ("transport", "u1"),
+        ("gap_path", "u1"),
+        ("missing", "u4"),
+        ("out_of_order", "u4"),
+        ("duplicates", "u4"),
+        ("retransmitted", "u4"),
+        ("go_backs", "u4"),
+        ("lost_behind", "u4"),
+        ("naks_sequence", "u4"),
+        ("naks_rnr", "u4"),
+        ("naks_remote", "u4"),
+        ("acks", "u4"),
+        ("cnps", "u4"),
+        ("ecn_marked", "u4"),
+        ("fecn", "u4"),
+        ("becn", "u4"),
+        ("restarts", "u4"),
         ("moves", "u4"),
         ("first_seen_ns", "u8"),
         ("src", ADDRESS),
         ("destination", ADDRESS),
+        ("run_psn", "u4"),
+        ("run", "u2"),
+        ("rnr", "u1"),
+        ("pad", "V1"),
+        ("gap_psn", "u4"),
+        ("newest_response", "u4"),
+        ("response_gap", "u4"),
+        ("response_gaps", "u4"),
     ]
 )
 PATH = np.dtype(
@@ -62,6 +103,18 @@ SLOT_ORDER = np.dtype([("path", "u1", (PATHS_MAX,))])
 DESTINATION_KEY = np.dtype([("prefixlen", "u4"), ("address", ADDRESS)])
 CONTROL = np.dtype([("generation", "u4"), ("placement", "u4"), ("hold_up_ns", "u8")])
 PATH_COUNTERS = np.dtype([("packets", "u8"), ("bytes", "u8")])
+PATH_FAULTS = np.dtype(
+    [
+        ("missing", "u8"),
+        ("out_of_order", "u8"),
+        ("retransmitted", "u8"),
+        ("lost_behind", "u8"),
+        ("ecn_marked", "u8"),
+    ]
+)
+RTT_FIRST, RTT_DOUBLINGS, RTT_STEPS = 10, 22, 64
+RTT_BUCKETS = RTT_DOUBLINGS * RTT_STEPS
+PATH_RTT = np.dtype([("samples", "u8"), ("sum_ns", "u8"), ("buckets", "u8", (RTT_BUCKETS,))])
 COUNTERS = np.dtype(
     [
         ("verdicts", "u8", (len(Hook), len(Verdict))),
@@ -69,12 +122,38 @@ COUNTERS = np.dtype(
         ("tick", "u8"),
         ("tick_ns", "u8"),
         ("scratch", "V128"),
+        ("fresh", QP),
+        ("faults", PATH_FAULTS, (len(Hook), PATHS_MAX)),
     ]
 )
 LOAD = np.dtype([("qps", "u8")])
 NEIGHBOUR_KEY = np.dtype([("ifindex", "u4"), ("mac", "V6"), ("pad", "V2")])
 EVENT = np.dtype([("kind", "u4"), ("path", "u4"), ("time_ns", "u8")])
 EVENT_QP = np.dtype([("head", EVENT), ("key", QP_KEY)])
+EVENT_CM = np.dtype(
+    [
+        ("head", EVENT),
+        ("key", QP_KEY),
+        ("src", ADDRESS),
+        ("hook", "u4"),
+        ("attribute", "u4"),
+        ("local_id", "u4"),
+        ("remote_id", "u4"),
+        ("qpn", "u4"),
+        ("psn", "u4"),
+    ]
+)
+TELL = np.dtype(
+    [
+        ("key", QP_KEY),
+        ("hook", "u4"),
+        ("fields", "u4"),
+        ("peer_qp", "u4"),
+        ("home", "u4"),
+        ("idle_us", "u4"),
+        ("pad", "V4"),
+    ]
+)
 EVENT_PATH = np.dtype([("head", EVENT), ("up", "u4"), ("cause", "u4")])
 NEIGHBOUR_ADDRESS = np.dtype([("ifindex", "u4"), ("address", ADDRESS)])
 BFD_SIDE = np.dtype(
@@ -113,7 +192,7 @@ QPS_MAX = 131072
 """Default size of the maps ``qps`` and ``arrivals``, as in maps.h."""
 NEIGHBOURS_MAX = 1024
 BFD_SESSIONS_MAX = 256
-EVENTS_BYTES = 256 * 1024
+EVENTS_BYTES = 512 * 1024
 LIVING_DAEMON, LIVING_TAP = 0, 1
 """Indices of the two words in ``living``."""
 
@@ -126,6 +205,8 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "destination_key": DESTINATION_KEY,
     "control": CONTROL,
     "path_counters": PATH_COUNTERS,
+    "path_faults": PATH_FAULTS,
+    "path_rtt": PATH_RTT,
     "counters": COUNTERS,
     "load": LOAD,
     "lock": LOCK,
@@ -133,6 +214,8 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "event": EVENT,
     "event_qp": EVENT_QP,
     "event_path": EVENT_PATH,
+    "event_cm": EVENT_CM,
+    "tell": TELL,
     "neighbour_address": NEIGHBOUR_ADDRESS,
     "bfd_side": BFD_SIDE,
     "bfd_session": BFD_SESSION,
@@ -160,6 +243,7 @@ MAPS: dict[str, MapLayout] = {
     "living": MapLayout(MapType.ARRAY, INDEX, WORD, 2),
     "control": MapLayout(MapType.ARRAY, INDEX, CONTROL, 1),
     "counters": MapLayout(MapType.PERCPU_ARRAY, INDEX, COUNTERS, 1),
+    "rtts": MapLayout(MapType.ARRAY, INDEX, PATH_RTT, PATHS_MAX),
     "placed": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
     "gone": MapLayout(MapType.ARRAY, INDEX, LOAD, PATHS_MAX),
     "neighbours": MapLayout(MapType.HASH, NEIGHBOUR_KEY, INDEX, NEIGHBOURS_MAX),
@@ -168,6 +252,20 @@ MAPS: dict[str, MapLayout] = {
     "locks": MapLayout(MapType.ARRAY, INDEX, LOCK, 2),
     "events": MapLayout(MapType.RINGBUF, NOTHING, NOTHING, EVENTS_BYTES),
 }
+
+# --- Packet sequence numbers and round-trip times ----------------------------------------------------------------
+
+PSN_KNOWN, PSN_MASK = 0x01000000, 0x00FFFFFF
+"""A field with a PSN has the bit PSN_KNOWN as soon as there is one; other bits above PSN_MASK are the kernel's own."""
+
+
+def rtt_bounds_ns() -> npt.NDArray[np.int64]:
+    """Upper bounds (exclusive) of the buckets in PATH_RTT, in ns; the last bucket also holds all that is longer."""
+    lower = np.int64(1) << np.arange(RTT_FIRST, RTT_FIRST + RTT_DOUBLINGS, dtype=np.int64)
+    steps = np.arange(1, RTT_STEPS + 1, dtype=np.int64)
+    bounds: npt.NDArray[np.int64] = (lower[:, None] + lower[:, None] * steps // RTT_STEPS).ravel()
+    return bounds
+
 
 # --- Addresses and keys -----------------------------------------------------------------------------------------
 

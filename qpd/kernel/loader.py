@@ -21,9 +21,8 @@ from typing import Any
 
 from qpd.kernel import bpf, bpffs, capabilities, headers, sources
 from qpd.kernel.layout import MAPS
-from qpd.kernel.pins import Pins, program_name
+from qpd.kernel.pins import PROGRAMS, Pins
 from qpd.kernel.table import LayoutMismatchError, check_layout
-from qpd.model import Hook
 
 
 class LoadError(Exception):
@@ -67,7 +66,7 @@ class Result:
 def is_current(spec: Spec) -> bool:
     """Whether the pinned programs were made from this very spec and use the maps that are pinned beside them."""
     pins = spec.pins
-    return pins.made == spec.fingerprint and all(_uses_pinned_maps(pins, hook) for hook in Hook)
+    return pins.made == spec.fingerprint and all(_uses_pinned_maps(pins, name) for name in PROGRAMS)
 
 
 def check_maps(spec: Spec) -> None:
@@ -153,8 +152,8 @@ def _numbers(version: str) -> tuple[int, ...]:
     return numbers or BCC_OLDEST
 
 
-def _compile(bcc: Any, spec: Spec, tree: Path) -> dict[Hook, int]:  # noqa: ANN401
-    """File descriptors of both programs. Maps are made and pinned on the way, or taken from their pins."""
+def _compile(bcc: Any, spec: Spec, tree: Path) -> dict[str, int]:  # noqa: ANN401
+    """File descriptors of all programs. Maps are made and pinned on the way, or taken from their pins."""
     os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     folder = Path(spec.sources)
     text = sources.flattened(folder)
@@ -166,12 +165,11 @@ def _compile(bcc: Any, spec: Spec, tree: Path) -> dict[Hook, int]:  # noqa: ANN4
         reason = next((line for line in said if "error:" in line), _one_line(error))
         raise LoadError(f"cannot compile {folder / 'qpd.c'} with the headers in {tree}: {reason}") from error
     programs = {}
-    for hook in Hook:
-        name = program_name(hook)
+    for name in PROGRAMS:
         try:
             with _heard(said):
-                programs[hook] = module.load_func(name, bcc.BPF.SCHED_CLS).fd
-        except Exception as error:
+                programs[name] = module.load_func(name, bcc.BPF.SCHED_CLS).fd
+        except Exception as error:  # noqa: PERF203 - three programs, once
             reason = next((line for line in reversed(said) if _is_verdict(line)), "see the debug log")
             raise LoadError(f"the kernel rejects the program {name}: {_one_line(error)}: {reason}") from error
     return programs
@@ -199,19 +197,19 @@ def _is_verdict(line: str) -> bool:
     return not re.match(r"(\d+:|;|R\d|from |processed |verification time|stack depth|HINT|bpf: )", line)
 
 
-def _pin(pins: Pins, programs: dict[Hook, int], fingerprint: str) -> None:
+def _pin(pins: Pins, programs: dict[str, int], fingerprint: str) -> None:
     """Put the programs where the old ones are, by rename: there is no moment without."""
     pins.forget_made()
-    for hook, fd in programs.items():
-        temporary = pins.program(hook).with_name(f"{program_name(hook)}-{os.getpid()}")
+    for name, fd in programs.items():
+        temporary = pins.directory / f"{name}-{os.getpid()}"
         bpf.obj_pin(fd, temporary)
-        temporary.rename(pins.program(hook))
+        temporary.rename(pins.directory / name)
     pins.note_made(fingerprint)
 
 
-def _uses_pinned_maps(pins: Pins, hook: Hook) -> bool:
+def _uses_pinned_maps(pins: Pins, program: str) -> bool:
     """False where somebody has unpinned a map, and the program counts into one that nobody else can open."""
-    fd = bpf.obj_get(pins.program(hook))
+    fd = bpf.obj_get(pins.directory / program)
     try:
         used = set(bpf.prog_info(fd).map_ids)
     finally:

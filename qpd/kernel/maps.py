@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -26,6 +26,7 @@ from qpd.model import (
     TABLES_MAX,
     Address,
     Group,
+    Hook,
     Network,
     NextHopKey,
     Placement,
@@ -76,6 +77,18 @@ class Counters:
     """[Hook, path id]"""
     bytes: npt.NDArray[np.uint64]
     """[Hook, path id]"""
+    faults: Records = field(default_factory=lambda: np.zeros((len(Hook), PATHS_MAX), layout.PATH_FAULTS))
+    """[Hook, path id], of type PATH_FAULTS: what QPs counted on the path, by the names that QP has for it"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundTrips:
+    """Round-trip times of the requests of each path, since the path has its id; indexed by path id."""
+
+    samples: npt.NDArray[np.uint64]
+    sum_ns: npt.NDArray[np.uint64]
+    buckets: npt.NDArray[np.uint64]
+    """[path id, bucket]; bounds: ``layout.rtt_bounds_ns``"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,8 +164,8 @@ class Maps:
     def write_path(self, path: UplinkPath) -> None:
         """Write the next hop that this path's id stands for.
 
-        What the BFD tap knows of the path is kept where the next hop is the same, or was known for another address of
-        this path, and forgotten where the id goes to another neighbour.
+        What the BFD tap knows of the path, and its round-trip times, are kept where the next hop is the same, or was
+        known for another address of this path, and forgotten where the id goes to another neighbour.
         """
         record = np.zeros(1, layout.PATH)
         record["ifindex"] = path.ifindex
@@ -161,15 +174,20 @@ class Maps:
         record["next_hop"] = np.void(layout.pack_address(path.next_hop))
         record["interface"] = path.interface.encode()
         before = self._tables["paths"].get(path.id)
-        if before is not None and before["ifindex"] == path.ifindex and (
-            before["next_hop"] == record["next_hop"][0]
-            or self.next_hops().get((path.ifindex, path.next_hop)) == path.id
+        if (
+            before is not None
+            and before["ifindex"] == path.ifindex
+            and (
+                before["next_hop"] == record["next_hop"][0]
+                or self.next_hops().get((path.ifindex, path.next_hop)) == path.id
+            )
         ):
             record["deadline_ns"] = before["deadline_ns"]
         else:
             self._tables["living"].set(
                 layout.LIVING_TAP, np.uint64(self.tap_dead() & ~(1 << path.id)).tobytes()
             )
+            self._tables["rtts"].set(path.id, np.zeros(1, layout.PATH_RTT))
         self._tables["paths"].set(path.id, record)
 
     def erase_path(self, path_id: int) -> None:
@@ -363,11 +381,20 @@ class Maps:
     def counters(self) -> Counters:
         """Verdicts by hook, and packets and octets by hook and path, since the maps were made."""
         per_cpu = self._tables["counters"].get_per_cpu(0)
+        faults = np.zeros((len(Hook), PATHS_MAX), layout.PATH_FAULTS)
+        for name in layout.PATH_FAULTS.names or ():
+            faults[name] = per_cpu["faults"][name].sum(axis=0)
         return Counters(
             per_cpu["verdicts"].sum(axis=0),
             per_cpu["path"]["packets"].sum(axis=0),
             per_cpu["path"]["bytes"].sum(axis=0),
+            faults,
         )
+
+    def round_trips(self) -> RoundTrips:
+        """Round-trip times by path."""
+        _, records = self._tables["rtts"].all()
+        return RoundTrips(records["samples"], records["sum_ns"], records["buckets"])
 
     def placed(self) -> npt.NDArray[np.uint64]:
         """QPs ever placed, by path id; only the kernel writes it."""

@@ -1,9 +1,9 @@
 """The tree of pins in bpffs: which object lies at which path. Names hold no dot: bpffs reserves it.
 
-    <pin_dir>/v1/qps, paths, …       maps                  <pin_dir>/v1/steer, observe     programs
-    <pin_dir>/v1/links/7-steer       TCX link on ifindex 7
-    <pin_dir>/v1/filters/7-steer     folder: a clsact filter of ours is there; 7-qdisc: the qdisc is ours, too
-    <pin_dir>/v1/made-<fingerprint>  folder: what the programs were compiled from
+    <pin_dir>/v2/qps, paths, …       maps                  <pin_dir>/v2/steer, observe, tell  programs
+    <pin_dir>/v2/links/7-steer       TCX link on ifindex 7
+    <pin_dir>/v2/filters/7-steer     folder: a clsact filter of ours is there; 7-qdisc: the qdisc is ours, too
+    <pin_dir>/v2/made-<fingerprint>  folder: what the programs were compiled from
 
 bpffs takes no files but pinned objects, so the notes are empty folders.
 """
@@ -22,11 +22,17 @@ from qpd.model import Hook
 _VERSION = re.compile(r"v(\d+)")
 _NOTE = re.compile(r"(\d+)-(\w+)")
 _MADE = "made-"
+TELL = "tell"
+"""The program that is on no hook: the daemon runs it to set fields of a QP's entry (kernel/tell.py)."""
 
 
 def program_name(hook: Hook) -> str:
     """The C function, and the pin, of a hook's program."""
     return hook.name.lower()
+
+
+PROGRAMS = (*(program_name(hook) for hook in Hook), TELL)
+"""C functions, and pins, of all programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,11 @@ class Pins:
     def program(self, hook: Hook) -> Path:
         """A program's pin."""
         return self.directory / program_name(hook)
+
+    @property
+    def tell(self) -> Path:
+        """The pin of the program that sets fields of an entry."""
+        return self.directory / TELL
 
     @property
     def links(self) -> Path:
@@ -86,8 +97,8 @@ class Pins:
 
     @property
     def made(self) -> str | None:
-        """Fingerprint of the sources of the pinned programs; None: not both are there."""
-        if not all(self.program(hook).exists() for hook in Hook):
+        """Fingerprint of the sources of the pinned programs; None: not all are there."""
+        if not all((self.directory / name).exists() for name in PROGRAMS):
             return None
         return next((path.name.removeprefix(_MADE) for path in self.directory.glob(f"{_MADE}*")), None)
 
@@ -97,7 +108,7 @@ class Pins:
             path.rmdir()
 
     def note_made(self, fingerprint: str) -> None:
-        """After both programs were pinned."""
+        """After all programs were pinned."""
         (self.directory / f"{_MADE}{fingerprint}").mkdir(exist_ok=True)
 
     def others(self) -> list[Pins]:

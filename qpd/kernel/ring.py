@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from qpd.kernel import bpf, layout
 from qpd.kernel.table import check_layout
-from qpd.model import QueuePairKey, TapReported
+from qpd.model import CmKind, CmMessage, Hook, QueuePairKey, TapReported
 
 _BUSY, _DISCARDED = 1 << 31, 1 << 30
 _HEADER = 8
@@ -37,6 +37,7 @@ class EventKind(IntEnum):
     QP_NEW = 1
     PATH_STATE = 2
     QP_MOVED = 3
+    CM = 4
 
 
 class TapCause(IntEnum):
@@ -51,7 +52,7 @@ class TapCause(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class RingEvent:
-    """One record. ``kernel_ns``: CLOCK_MONOTONIC. ``qp``: of QP_NEW and QP_MOVED. ``content``: all after the head."""
+    """One record. ``kernel_ns``: CLOCK_MONOTONIC. ``qp``: of all but PATH_STATE. ``content``: all after the head."""
 
     kind: EventKind
     path: int
@@ -154,6 +155,9 @@ class Ring:
             if len(content) < layout.QP_KEY.itemsize:
                 self.unknown += 1
                 return None
+            if kind is EventKind.CM and len(record) < layout.EVENT_CM.itemsize:
+                self.unknown += 1
+                return None
             qp = layout.unpack_qp_key(np.frombuffer(content, layout.QP_KEY, 1)[0])
         elif len(record) < layout.EVENT_PATH.itemsize:
             self.unknown += 1
@@ -169,3 +173,24 @@ def tap_report(event: RingEvent) -> TapReported:
     except ValueError:
         name = f"cause-{cause}"
     return TapReported(event.path, bool(up), name, event.kernel_ns)
+
+
+def cm_message(event: RingEvent) -> CmMessage | None:
+    """The connection manager's message that a CM event tells of; None: one of a kind that says nothing of QPs."""
+    record = np.frombuffer(bytes(layout.EVENT.itemsize) + event.content, layout.EVENT_CM, 1)[0]
+    try:
+        kind = CmKind(int(record["attribute"]))
+    except ValueError:
+        return None
+    return CmMessage(
+        kind=kind,
+        hook=Hook(int(record["hook"])),
+        vni=int(record["key"]["vni"]),
+        src=layout.unpack_address(bytes(record["src"])),
+        dst=layout.unpack_address(bytes(record["key"]["dst"])),
+        local_id=int(record["local_id"]),
+        remote_id=int(record["remote_id"]),
+        qpn=int(record["qpn"]),
+        psn=int(record["psn"]),
+        kernel_ns=event.kernel_ns,
+    )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from qpd import model
 from qpd.kernel import layout, sources
 from qpd.kernel.bpf import F_NO_PREALLOC, MapType
+from qpd.kernel.tell import Told
 from qpd.model import Address, QueuePairKey
 
 HEADER = sources.directory() / "maps.h"
@@ -60,6 +61,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "PATHS_MAX", "SLOTS", "TABLES_MAX", "GROUPS_MAX", "DESTINATIONS_MAX", "NO_PATH", "NO_GROUP", "QPD_LAYOUT",
         "NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "VERDICTS", "HOOKS", "LIVING_DAEMON", "LIVING_TAP",
         "LIVING_WORDS", "LOCKS", "EVENT_QP_NEW", "EVENT_PATH_STATE", "EVENT_QP_MOVED",
+        "EVENT_CM", "PSN_KNOWN", "PSN_MASK", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS",
+        "TELL_PEER", "TELL_HOME", *(f"TOLD_{told.name}" for told in Told),
         *(f"VERDICT_{verdict.name}" for verdict in model.Verdict),
         *(f"HOOK_{hook.name}" for hook in model.Hook),
         *(f"PLACEMENT_{placement.name}" for placement in model.Placement),
@@ -106,11 +109,16 @@ def test_constants_of_the_model(compiled: dict[str, int]) -> None:
 
 
 def test_constants_of_the_layout(compiled: dict[str, int]) -> None:
-    for name in ("NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "LIVING_DAEMON", "LIVING_TAP"):
+    for name in ("NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "LIVING_DAEMON", "LIVING_TAP", "PSN_KNOWN",
+                 "PSN_MASK", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS"):  # fmt: skip
         assert getattr(layout, name) == compiled[name], name
     assert layout.MAPS["living"].entries == compiled["LIVING_WORDS"]
     assert layout.MAPS["locks"].entries == compiled["LOCKS"]
     assert sources.layout_version() == compiled["QPD_LAYOUT"]
+
+
+def test_answers_of_tell(compiled: dict[str, int]) -> None:
+    assert {f"TOLD_{told.name}": int(told) for told in Told}.items() <= compiled.items()
 
 
 def test_event_kinds(compiled: dict[str, int]) -> None:
