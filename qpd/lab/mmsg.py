@@ -112,3 +112,115 @@ class Receiver:
             self._headers["length"][:count],
             control["seconds"] * 1_000_000_000 + control["nanoseconds"],
         )
+
+
+class Outbox:
+    """Packets of any length that go to any address: rows that are filled one after the other, then sent together.
+
+    Args:
+        count: rows.
+        size: the longest packet.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        self._data = np.zeros((count, size), dtype=np.uint8)
+        self.rows = [memoryview(row) for row in self._data]  # type: ignore[arg-type]
+        """Where the packets are written."""
+        self._lengths: list[int] = []
+        self._names: list[int] = []
+        self._iov = np.zeros(count, dtype=_IOVEC)
+        index = np.arange(count, dtype=np.uint64)
+        self._iov["base"] = self._data.ctypes.data + index * np.uint64(size)
+        self._headers = np.zeros(count, dtype=_MMSGHDR)
+        self._headers["iov"] = self._iov.ctypes.data + index * np.uint64(16)
+        self._headers["iovlen"] = 1
+
+    @property
+    def used(self) -> int:
+        """Rows that hold packets; the next free row, where it is smaller than their number."""
+        return len(self._lengths)
+
+    @property
+    def full(self) -> bool:
+        """True where no row is free."""
+        return len(self._lengths) == len(self.rows)
+
+    def add(self, length: int, name: ctypes.Array[ctypes.c_char]) -> None:
+        """The next row is filled with `length` bytes for the address `name`, which the caller keeps alive."""
+        self._lengths.append(length)
+        self._names.append(ctypes.addressof(name))
+        self._namelen = len(name)
+
+    def send(self, descriptor: int) -> int:
+        """Send all; returns how many could not be sent: no route, or a link that is down. Then all rows are free."""
+        count, lost, done = len(self._lengths), 0, 0
+        if not count:
+            return 0
+        self._iov["length"][:count] = self._lengths
+        self._headers["name"][:count] = self._names
+        self._headers["namelen"][:count] = self._namelen
+        start = self._headers.ctypes.data
+        while done < count:
+            place = ctypes.c_void_p(start + done * _MMSGHDR.itemsize)
+            sent = int(_libc.sendmmsg(descriptor, place, count - done, 0))
+            if sent < 0:
+                error = ctypes.get_errno()
+                if error == errno.EINTR:
+                    continue
+                if error not in _LOST:
+                    raise OSError(error, os.strerror(error))
+                lost += 1
+                sent = 1
+            done += sent
+        self._lengths.clear()
+        self._names.clear()
+        return lost
+
+
+_LOST = {errno.ENOBUFS, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL}
+"""What a packet may meet that an adapter would not notice either: it is lost."""
+
+_CMSG_BYTE = np.dtype(
+    {
+        "names": ["length", "level", "type", "value"],
+        "formats": ["u8", "i4", "i4", "u1"],
+        "offsets": [0, 8, 12, 16],
+        "itemsize": 24,
+    }
+)
+
+
+class Inbox:
+    """Whole datagrams and the traffic class that each came with (IP_RECVTOS or IPV6_RECVTCLASS must be set).
+
+    Args:
+        batch: most datagrams of one call.
+        size: the longest datagram.
+    """
+
+    def __init__(self, batch: int, size: int) -> None:
+        self._data = np.zeros((batch, size), dtype=np.uint8)
+        self.rows = [memoryview(row) for row in self._data]  # type: ignore[arg-type]
+        self._control = np.zeros(batch, dtype=_CMSG_BYTE)
+        self._iov = np.zeros(batch, dtype=_IOVEC)
+        index = np.arange(batch, dtype=np.uint64)
+        self._iov["base"] = self._data.ctypes.data + index * np.uint64(size)
+        self._iov["length"] = size
+        self._headers = np.zeros(batch, dtype=_MMSGHDR)
+        self._headers["iov"] = self._iov.ctypes.data + index * np.uint64(16)
+        self._headers["iovlen"] = 1
+        self._headers["control"] = self._control.ctypes.data + index * np.uint64(_CMSG_BYTE.itemsize)
+        self._headers["controllen"] = _CMSG_BYTE.itemsize
+        self._place = ctypes.c_void_p(self._headers.ctypes.data)
+
+    def receive(self, descriptor: int) -> tuple[list[int], npt.NDArray[np.uint8]]:
+        """Take what is there, waiting for nothing; returns lengths and traffic classes, one for each row."""
+        count = int(_libc.recvmmsg(descriptor, self._place, len(self._headers), socket.MSG_DONTWAIT, None))
+        if count < 0:
+            error = ctypes.get_errno()
+            if error not in {errno.EAGAIN, errno.EINTR}:
+                raise OSError(error, os.strerror(error))
+            count = 0
+        else:
+            self._headers["controllen"][:count] = _CMSG_BYTE.itemsize
+        return self._headers["length"][:count].tolist(), self._control["value"][:count]

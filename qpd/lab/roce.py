@@ -27,18 +27,39 @@ _ACK_REQUEST = 0x80
 
 
 class Opcode(IntEnum):
-    """BTH opcodes of the reliable connection service that the lab sends."""
+    """BTH opcodes of the reliable connection service (IBA volume 1, table 38), and of the congestion notification."""
 
+    SEND_FIRST = 0x00
     SEND_MIDDLE = 0x01
+    SEND_LAST = 0x02
+    SEND_LAST_IMMEDIATE = 0x03
     SEND_ONLY = 0x04
+    SEND_ONLY_IMMEDIATE = 0x05
+    WRITE_FIRST = 0x06
     WRITE_MIDDLE = 0x07
+    WRITE_LAST = 0x08
+    WRITE_LAST_IMMEDIATE = 0x09
     WRITE_ONLY = 0x0A
+    WRITE_ONLY_IMMEDIATE = 0x0B
     ACKNOWLEDGE = 0x11
+    CNP = 0x81
 
     @property
     def extension(self) -> int:
-        """Length of the extension header that follows the BTH: RETH or AETH."""
-        return {Opcode.WRITE_ONLY: 16, Opcode.ACKNOWLEDGE: 4}.get(self, 0)
+        """Length of what stands between the BTH and the data: RETH, immediate data, AETH, or a CNP's reserved bytes."""
+        return _EXTENSIONS.get(self, 0)
+
+
+_EXTENSIONS = {
+    Opcode.SEND_LAST_IMMEDIATE: 4,
+    Opcode.SEND_ONLY_IMMEDIATE: 4,
+    Opcode.WRITE_FIRST: 16,
+    Opcode.WRITE_LAST_IMMEDIATE: 4,
+    Opcode.WRITE_ONLY: 16,
+    Opcode.WRITE_ONLY_IMMEDIATE: 20,
+    Opcode.ACKNOWLEDGE: 4,
+    Opcode.CNP: 16,
+}
 
 
 def bth(opcode: int, destination_qp: int, psn: int, *, ack_request: bool = False) -> bytes:
@@ -54,10 +75,10 @@ def bth(opcode: int, destination_qp: int, psn: int, *, ack_request: bool = False
     )
 
 
-def icrc(ip_header: bytes, udp_header: bytes, transport: bytes) -> bytes:
-    """The invariant CRC over a packet; `transport` is everything from the BTH up to, not including, the ICRC.
+def icrc_header(ip_header: bytes, udp_header: bytes) -> bytes:
+    """What the ICRC covers before the BTH: what routers may change counts as ones (Annex A17.3.3).
 
-    What routers may change counts as ones (Annex A17.3.3); so do eight bytes in place of the local route header.
+    So do eight bytes in place of the local route header.
     """
     ip = bytearray(ip_header)
     if ip[0] >> 4 == 4:
@@ -65,9 +86,13 @@ def icrc(ip_header: bytes, udp_header: bytes, transport: bytes) -> bytes:
     else:
         ip[0] |= 0x0F
         ip[1] = ip[2] = ip[3] = ip[7] = 0xFF
-    udp = udp_header[:6] + b"\xff\xff"
+    return b"\xff" * 8 + bytes(ip) + udp_header[:6] + b"\xff\xff"
+
+
+def icrc(ip_header: bytes, udp_header: bytes, transport: bytes) -> bytes:
+    """The invariant CRC over a packet; `transport` is everything from the BTH up to, not including, the ICRC."""
     masked_bth = transport[:4] + b"\xff" + transport[5:]
-    return struct.pack("<I", zlib.crc32(b"\xff" * 8 + bytes(ip) + udp + masked_bth))
+    return struct.pack("<I", zlib.crc32(icrc_header(ip_header, udp_header) + masked_bth))
 
 
 def ip_header(source: str, destination: str, udp_length: int) -> bytes:
