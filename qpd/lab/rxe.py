@@ -309,14 +309,10 @@ class Guest:
 
     def _connect(self, path: Path, limit: float) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
-        while True:
-            try:
-                connection.connect(str(path))
-            except OSError:
-                self._check_alive(limit, "QEMU does not start")
-                time.sleep(0.05)
-            else:
-                return connection
+        while connection.connect_ex(str(path)) != 0:
+            self._check_alive(limit, "QEMU does not start")
+            time.sleep(0.05)
+        return connection
 
     def _attach_tap(self, limit: float) -> None:
         leaf, tap = self.place.leaf, self.place.tap
@@ -372,10 +368,9 @@ class Guest:
 
     def _tell(self, **message: Any) -> None:
         data = json.dumps(message).encode() + b"\n"
+        assert self._socket is not None, "start() it first"
         try:
             with self._lock:
-                if self._socket is None:
-                    raise OSError("not started")
                 self._socket.sendall(data)
         except OSError as error:
             raise LabError(f"the guest beside {self.host} does not listen: {error}") from None
