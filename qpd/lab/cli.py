@@ -19,6 +19,7 @@ from rich.text import Text
 from qpd.lab import cli_fault, state
 from qpd.lab.console import Lab, err, one_lab, out
 from qpd.lab.errors import LabError
+from qpd.lab.experiment import cli as experiments
 from qpd.lab.fabric import Fabric
 from qpd.lab.topology import Link, Role
 
@@ -268,6 +269,10 @@ def bfd(
     chosen = fabric.link(*words)
     fabric.set_bfd(chosen, interval, multiplier)
     out.print(f"{chosen} has BFD {interval} ms x {multiplier}")
+
+
+for command in (experiments.run, experiments.report, experiments.compare):
+    app.command()(command)
 
 
 def main() -> None:

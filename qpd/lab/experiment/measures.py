@@ -135,6 +135,15 @@ MEASURES = (
     ),
     Measure("qp_errors", "dead queue pairs", "", 1, "lower", "Queue pairs that gave up (retry exceeded).", 0),
     Measure(
+        "qpd_resident_bytes",
+        "memory of qpd",
+        "MB",
+        1e-6,
+        "lower",
+        "Resident memory of the largest qpd daemon when the traffic has ended.",
+        0,
+    ),
+    Measure(
         "wrong_values", "wrong values", "", 1, "lower", "Elements of the reduced data that are not right.", 0
     ),
 )

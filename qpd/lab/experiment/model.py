@@ -30,8 +30,8 @@ from qpd.lab.errors import LabError
 from qpd.yamlfile import Document, Problem, SettingsError
 
 _TIMERS = re.compile(r"(\d+)x(\d+)")
-NO_BFD = (60_000, 255)
-"""Timers that stand for no BFD: bfdd would need more than four hours to notice anything."""
+NO_BFD = (1000, 255)
+"""Timers that stand for no BFD: after 255 s only, when BGP has long given up (180 s), would bfdd notice anything."""
 
 
 class Steering(str, Enum):
@@ -110,11 +110,18 @@ class ConstantRate(_Section):
     """Bytes of data a packet."""
     duration: Annotated[float, Field(gt=0, le=3600)] = 3.0
     """Seconds."""
+    source_ports: Literal["linux", "fixed"] = "linux"
+    """A UDP source port for each queue pair, as Linux derives it, or one for all; the steering `bins` has its own."""
 
     @property
     def hosts(self) -> list[str]:
         """All that send."""
         return list(dict.fromkeys(flow.source for flow in self.flows))
+
+    @property
+    def receivers(self) -> list[str]:
+        """All that receive."""
+        return list(dict.fromkeys(flow.destination for flow in self.flows))
 
 
 class FabricSection(_Section):
@@ -234,8 +241,16 @@ class Point:
     experiment: Experiment
 
 
-def read(path: Path, *, small: bool = False) -> Experiment:
-    """The experiment of a file; with `small`, what its key `small` says stands in place of the rest.
+def read(
+    path: Path, *, small: bool = False, seed: int | None = None, repetitions: int | None = None
+) -> Experiment:
+    """The experiment of a file.
+
+    Args:
+        path: of the YAML file.
+        small: what the file's key `small` says stands in place of the rest.
+        seed: in place of the file's.
+        repetitions: in place of the file's.
 
     Raises:
         SettingsError: every error with file, line, key, and how to mend it.
@@ -250,6 +265,8 @@ def read(path: Path, *, small: bool = False) -> Experiment:
             missing = "is missing; say there what a small run is, or run without --small"
             raise SettingsError((Problem(str(path), "small", missing),))
         raw = _over(raw, less)
+    given = {"seed": seed, "repetitions": repetitions}
+    raw |= {key: value for key, value in given.items() if value is not None}
     try:
         experiment = _made(raw, path.parent)
         # What a sweep sets must fit, too.

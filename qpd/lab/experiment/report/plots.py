@@ -1,0 +1,432 @@
+"""The plots of a report, from the raw data. A plot for which there are no data is not made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from qpd.lab.experiment.measures import BY_NAME, Measure
+from qpd.lab.experiment.raw import Row
+from qpd.lab.experiment.report.figure import COLOURS, FAULT, Plot, colour, finish, panels
+from qpd.lab.experiment.statistics import estimate
+
+TIERS = {"leaf": "leaf uplinks", "spine": "inter-site links"}
+_MOST_QPS = 64
+"""Most rows of a path strip: with more nothing could be told apart."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A run's summary and raw data."""
+
+    summary: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Row]]
+
+    @cached_property
+    def trials(self) -> list[Row]:
+        """The trials that went well."""
+        return [row for row in self.tables["trials"] if row["status"] == "ok"]
+
+    @cached_property
+    def conditions(self) -> list[str]:
+        """The conditions in the order of the file."""
+        present = {row["condition"] for row in self.trials}
+        return [name for name in self.summary["experiment"]["conditions"] if name in present]
+
+    @cached_property
+    def sweeps(self) -> list[str]:
+        """The values of the sweep in the order of the file; [''] where nothing is swept."""
+        present = {row["sweep"] for row in self.trials}
+        return [value for value in self.summary["experiment"]["sweep_values"] if value in present]
+
+    @property
+    def sweep_label(self) -> str:
+        """What is swept."""
+        return str(self.summary["experiment"]["sweep_label"])
+
+    @cached_property
+    def shown(self) -> list[Row]:
+        """One trial of each condition, all with one seed, that stands for the others: where they have most to tell."""
+        sweep = self.sweeps[len(self.sweeps) // 2] if self.sweeps else ""
+        best: list[Row] = []
+        for repetition in sorted({row["repetition"] for row in self.trials}):
+            own = [row for row in self.trials if (row["repetition"], row["sweep"]) == (repetition, sweep)]
+            if len(own) > len(best):
+                best = own
+        return sorted(best, key=lambda row: self.conditions.index(row["condition"]))
+
+    def of(self, table: str, trial: Row) -> list[Row]:
+        """A trial's rows of a table."""
+        return self._by_trial[table].get(trial["trial"], [])
+
+    @cached_property
+    def _by_trial(self) -> dict[str, dict[int, list[Row]]]:
+        found: dict[str, dict[int, list[Row]]] = {}
+        for name, rows in self.tables.items():
+            own = found.setdefault(name, {})
+            for row in rows:
+                own.setdefault(row["trial"], []).append(row)
+        return found
+
+    def values(self, measure: str, condition: str, sweep: str) -> list[float]:
+        """A measure's values, one a repetition."""
+        return [
+            float(row[measure])
+            for row in self.trials
+            if (row["condition"], row["sweep"]) == (condition, sweep) and row[measure] is not None
+        ]
+
+    def has(self, measure: str) -> bool:
+        """Whether any trial gave the measure."""
+        return any(row[measure] is not None for row in self.trials)
+
+    def which(self) -> str:
+        """Which trials are shown, in words."""
+        if not self.shown:
+            return ""
+        first = self.shown[0]
+        swept = f", {self.sweep_label}: {first['sweep']}" if first["sweep"] else ""
+        return f"Repetition {first['repetition'] + 1}{swept}; all conditions have the same seed."
+
+
+def all_plots(data: Data) -> Iterator[Plot]:
+    """Every plot for which there are data."""
+    if not data.trials:
+        return
+    makers = (outcomes, iteration_times, timeline, evenness, loads, strips)
+    for maker in makers:
+        plot = maker(data)
+        if plot is not None:
+            yield plot
+
+
+# -- measures -------------------------------------------------------------------------------------------------------
+
+
+def outcomes(data: Data) -> Plot | None:
+    """What the experiment is about, apart from evenness: each repetition a dot, means with intervals."""
+    names = ("outage_s", "stall_s", "left_s", "communication_s", "goodput_bps", "qpd_resident_bytes")
+    present = [BY_NAME[name] for name in names if data.has(name)]
+    if not any(measure.name != "goodput_bps" for measure in present):
+        return None
+    if data.has("communication_s"):
+        present = [measure for measure in present if measure.name != "goodput_bps"]
+    return _dots(data, present, "Results")
+
+
+def evenness(data: Data) -> Plot | None:
+    """How even the loads of links are."""
+    names = [f"{tier}_{what}" for tier in TIERS for what in ("max_to_mean", "jain")]
+    present = [BY_NAME[name] for name in names if data.has(name)]
+    return _dots(data, present, "Evenness of link loads") if present else None
+
+
+def _dots(data: Data, measures: Sequence[Measure], title: str) -> Plot:
+    columns = min(2, len(measures))
+    rows = -(-len(measures) // columns)
+    figure, axes = panels(rows, columns, 3.0)
+    cells = [cell for row in axes for cell in row]
+    for cell, measure in zip(cells, measures, strict=False):
+        _dot_panel(cell, data, measure)
+    for cell in cells[len(measures) :]:
+        cell.set_axis_off()
+    if data.sweeps != [""]:
+        handles = [Patch(color=colour(data.conditions, name), label=name) for name in data.conditions]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    caption = (
+        "Each repetition is a dot; the bar is the mean with its 95 % confidence interval (Student's t)."
+        " Hollow dots are lower bounds: what was measured lasted until the fault was undone."
+    )
+    return finish(figure, title, caption)
+
+
+def _dot_panel(axes: Axes, data: Data, measure: Measure) -> None:
+    swept = data.sweeps != [""]
+    count = len(data.conditions)
+    for index, condition in enumerate(data.conditions):
+        tint = colour(data.conditions, condition)
+        for at, sweep in enumerate(data.sweeps):
+            rows = [
+                row
+                for row in data.trials
+                if (row["condition"], row["sweep"]) == (condition, sweep) and row[measure.name] is not None
+            ]
+            if not rows:
+                continue
+            middle = at + (index - (count - 1) / 2) * 0.8 / count if swept else float(index)
+            values = np.array([float(row[measure.name]) for row in rows]) * measure.scale
+            spread = np.linspace(-1, 1, len(values)) * (0.25 / count if swept else 0.2)
+            bounds = np.array([measure.name in (row["at_least"] or "").split() for row in rows])
+            axes.scatter(
+                middle + spread,
+                values,
+                s=14,
+                alpha=0.6,
+                facecolors=np.where(bounds, "none", tint),
+                edgecolors=tint,
+                linewidths=0.8,
+            )
+            _bar(axes, middle, values, 0.35 / count if swept else 0.3)
+    if swept:
+        axes.set_xticks(range(len(data.sweeps)), data.sweeps)
+        axes.set_xlabel(data.sweep_label)
+    else:
+        axes.set_xticks(range(count), [name.replace(", ", ",\n") for name in data.conditions])
+        if count > 3:
+            axes.tick_params(axis="x", labelrotation=20)
+        axes.set_xlim(-0.6, count - 0.4)
+    axes.set_ylabel(measure.axis)
+    low, high = axes.get_ylim()
+    if measure.name.endswith("_max_to_mean"):
+        axes.set_ylim(min(0.95, low), max(high, 1.1))
+    elif measure.name.endswith("_jain"):
+        axes.set_ylim(min(low, 0.9), 1.02)
+    else:
+        axes.set_ylim(0, max(high, 1e-9))
+
+
+def _bar(axes: Axes, middle: float, values: Any, half: float) -> None:  # noqa: ANN401 - an array
+    found = estimate(values.tolist())
+    if found is None:
+        return
+    axes.plot([middle - half, middle + half], [found.mean, found.mean], color="#222222", linewidth=1.6)
+    if found.low is not None and found.high is not None:
+        axes.plot([middle, middle], [found.low, found.high], color="#222222", linewidth=1.0)
+
+
+# -- iterations -----------------------------------------------------------------------------------------------------
+
+
+def iteration_times(data: Data) -> Plot | None:
+    """How long iterations communicate: all of them, as a distribution, with the mean and its interval."""
+    chosen = [(sweep, _communication(data, sweep)) for sweep in data.sweeps]
+    chosen = [(sweep, times) for sweep, times in chosen if times]
+    if not chosen:
+        return None
+    columns = min(2, len(chosen))
+    figure, axes = panels(-(-len(chosen) // columns), columns, 3.0)
+    cells = [cell for row in axes for cell in row]
+    for cell, (sweep, times) in zip(cells, chosen, strict=False):
+        for index, (condition, by_trial) in enumerate(times.items()):
+            tint = colour(data.conditions, condition)
+            every = np.sort(np.concatenate([np.array(values) for values in by_trial]))
+            share = np.arange(1, len(every) + 1) / len(every)
+            cell.step(
+                np.concatenate([every[:1], every]), np.concatenate([[0.0], share]), color=tint, where="post"
+            )
+            mean = estimate([float(np.mean(values)) for values in by_trial])
+            if mean is None:
+                continue
+            height = -0.06 - 0.07 * index
+            cell.plot(mean.mean, height, "o", color=tint, markersize=4)
+            if mean.low is not None and mean.high is not None:
+                cell.plot([mean.low, mean.high], [height, height], color=tint, linewidth=2)
+        cell.set_ylim(-0.06 - 0.07 * len(times), 1.02)
+        cell.set_yticks([0, 0.25, 0.5, 0.75, 1.0])
+        cell.set_xlabel("communication of an iteration (s)")
+        cell.set_ylabel("part of iterations")
+        if sweep:
+            cell.set_title(f"{data.sweep_label}: {sweep}")
+    for cell in cells[len(chosen) :]:
+        cell.set_axis_off()
+    handles = [Patch(color=colour(data.conditions, name), label=name) for name in data.conditions]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    caption = (
+        "Distribution over all iterations of all repetitions. Below it, the mean with its 95 % confidence interval; "
+        "a repetition counts as one measurement, since its iterations share their paths."
+    )
+    return finish(figure, "Times of iterations", caption)
+
+
+def _communication(data: Data, sweep: str) -> dict[str, list[list[float]]]:
+    found: dict[str, list[list[float]]] = {}
+    for row in data.trials:
+        values = [float(one["communication_s"]) for one in data.of("iterations", row)]
+        if row["sweep"] == sweep and values:
+            found.setdefault(row["condition"], []).append(values)
+    return {name: found[name] for name in data.conditions if name in found}
+
+
+# -- faults ---------------------------------------------------------------------------------------------------------
+
+
+def timeline(data: Data) -> Plot | None:
+    """The faults of a trial, and on the same axis what they did."""
+    shown = [row for row in data.shown if data.of("faults", row)]
+    if not shown:
+        return None
+    figure, axes = panels(len(shown), 1, 1.1, sharex=True)
+    for (axes_row,), trial in zip(axes, shown, strict=True):
+        _timeline_panel(axes_row, data, trial)
+    axes[-1][0].set_xlabel("time (s)")
+    handles = [
+        Patch(color=FAULT, alpha=0.25, label="fault"),
+        Patch(color=COLOURS[0], label="longest silence of a hurt queue pair"),
+        Patch(color="#555555", label="of an unhurt one"),
+    ]
+    if any(data.of("iterations", row) for row in shown):
+        handles += [
+            Patch(color=COLOURS[2], label="iteration"),
+            Patch(color=COLOURS[1], label="iteration that a fault touched"),
+        ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    caption = (
+        "Silence: for packets at a constant rate, the longest gap at the receiver; for queue pairs that wait for "
+        f"answers, the longest time without progress. {data.which()}"
+    )
+    return finish(figure, "Faults, outage and stall", caption)
+
+
+def _timeline_panel(axes: Axes, data: Data, trial: Row) -> None:
+    faults, qps, iterations = (data.of(name, trial) for name in ("faults", "qps", "iterations"))
+    ends = [float(row["time_s"]) for row in data.of("loads", trial)]
+    last = max(ends, default=1.0)
+    for fault in faults:
+        end = last if fault["end_s"] is None else float(fault["end_s"])
+        axes.axvspan(float(fault["begin_s"]), end, color=FAULT, alpha=0.18, linewidth=0)
+        axes.text(float(fault["begin_s"]), 1.02, fault["fault"], color=FAULT, fontsize=8, va="bottom")
+    rows = []
+    for hurt, tint, label in ((1, COLOURS[0], "hurt QPs"), (0, "#555555", "unhurt QPs")):
+        own = [
+            row for row in qps if row["hurt"] == hurt and row["silence_s"] and row["silence_at_s"] is not None
+        ]
+        if own:
+            worst = max(own, key=lambda row: float(row["silence_s"]))
+            rows.append((label, [(float(worst["silence_at_s"]), float(worst["silence_s"]), tint)]))
+    if iterations:
+        bars = []
+        for row in iterations:
+            begin, end = float(row["begin_s"]), float(row["end_s"])
+            touched = any(
+                begin < (last if f["end_s"] is None else float(f["end_s"])) and float(f["begin_s"]) < end
+                for f in faults
+            )
+            bars.append((begin, end - begin, COLOURS[1] if touched else COLOURS[2]))
+        rows.append(("iterations", bars))
+    height = 1.0 / max(1, len(rows))
+    for index, (_, bars) in enumerate(rows):
+        low = 1.0 - (index + 1) * height
+        for begin, length, tint in bars:
+            gap = min(0.004 * last, length / 4)
+            axes.broken_barh([(begin, length - gap)], (low + 0.15 * height, 0.7 * height), color=tint)
+            if len(bars) == 1:
+                text = f" {length * 1e3:,.0f} ms"
+                axes.text(begin + length, low + 0.5 * height, text, fontsize=8, va="center")
+    axes.set_ylim(0, 1)
+    axes.set_xlim(0, last)
+    axes.set_yticks(
+        [1.0 - (index + 0.5) * height for index in range(len(rows))], [label for label, _ in rows], fontsize=8
+    )
+    axes.set_title(trial["condition"], loc="right")
+    axes.grid(visible=False, axis="y")
+
+
+# -- links ----------------------------------------------------------------------------------------------------------
+
+
+def loads(data: Data) -> Plot | None:
+    """Load of the compared links over time, one row a condition."""
+    tiers = [tier for tier in TIERS if any(row["tier"] == tier for row in data.tables["loads"])]
+    shown = [row for row in data.shown if data.of("loads", row)]
+    if not shown or not tiers:
+        return None
+    figure, axes = panels(len(shown), len(tiers), 1.45, sharex=True)
+    top = dict.fromkeys(tiers, 0.0)
+    for cells, trial in zip(axes, shown, strict=True):
+        for cell, tier in zip(cells, tiers, strict=True):
+            top[tier] = max(
+                top[tier], _load_panel(cell, [row for row in data.of("loads", trial) if row["tier"] == tier])
+            )
+            cell.set_title(f"{trial['condition']}: {TIERS[tier]}", loc="left")
+    for cells in axes:
+        for cell, tier in zip(cells, tiers, strict=True):
+            cell.set_ylim(0, top[tier] * 1.08 or 1.0)
+        cells[0].set_ylabel("Mbit/s")
+    for cell in axes[-1]:
+        cell.set_xlabel("time (s)")
+    caption = f"What each link sent, from the kernel's interface counters ten times a second. {data.which()}"
+    return finish(figure, "Load of links over time", caption)
+
+
+def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
+    links = list(dict.fromkeys(row["link"] for row in rows))
+    top = 0.0
+    for link in links:
+        own = [row for row in rows if row["link"] == link]
+        times = np.array([0.0, *(float(row["time_s"]) for row in own)])
+        rates = np.array([float(row["tx_bytes"]) for row in own]) * 8e-6 / np.diff(times)
+        axes.plot(times[1:], rates, color=colour(links, link), linewidth=1.3, label=link)
+        top = max(top, float(rates.max(initial=0.0)))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
+    axes.set_xlim(0, max((float(row["time_s"]) for row in rows), default=1.0))
+    return top
+
+
+def strips(data: Data) -> Plot | None:
+    """Which queue pair takes which uplink, over time."""
+    links = {row["link"] for row in data.tables["loads"] if row["tier"] == "leaf"}
+    shown = [row for row in data.shown if any(one["link"] in links for one in data.of("paths", row))]
+    if not shown:
+        return None
+    columns = min(2, len(shown))
+    figure, axes = panels(-(-len(shown) // columns), columns, 2.4)
+    cells = [cell for row in axes for cell in row]
+    order = [link for link in dict.fromkeys(row["link"] for row in data.tables["loads"]) if link in links]
+    for cell, trial in zip(cells, shown, strict=False):
+        _strip_panel(cell, [row for row in data.of("paths", trial) if row["link"] in links], order)
+        for fault in data.of("faults", trial):
+            for time in (fault["begin_s"], fault["end_s"]):
+                if time is not None:
+                    cell.axvline(float(time), color=FAULT, linewidth=1.0, linestyle="--")
+        cell.set_title(trial["condition"], loc="left")
+    for cell in cells[len(shown) :]:
+        cell.set_axis_off()
+    used = {row["link"] for trial in shown for row in data.of("paths", trial)}
+    handles = [
+        Patch(color=COLOURS[order.index(link) % len(COLOURS)], label=link) for link in order if link in used
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    caption = (
+        "Each row is a queue pair, its colour the leaf uplink on which its packets were seen: one packet of sixteen, "
+        f"taken from the wire at the uplink's far end. White: nothing seen. {data.which()}"
+    )
+    return finish(figure, "Path of each queue pair", caption)
+
+
+def _strip_panel(axes: Axes, rows: Sequence[Row], order: Sequence[str]) -> None:
+    keys = sorted({(row["destination"], row["qp"]) for row in rows})
+    first = (
+        {
+            key: min(
+                (float(r["time_s"]), order.index(r["link"]))
+                for r in rows
+                if (r["destination"], r["qp"]) == key
+            )
+            for key in keys
+        }
+        if len(rows) < 20_000
+        else {}
+    )
+    keys = sorted(keys, key=lambda key: (first.get(key, (0, 0))[1], key))[:_MOST_QPS]
+    place = {key: index for index, key in enumerate(keys)}
+    by_link: dict[int, tuple[list[float], list[int]]] = {}
+    for row in rows:
+        key = (row["destination"], row["qp"])
+        if key in place:
+            times, heights = by_link.setdefault(order.index(row["link"]), ([], []))
+            times.append(float(row["time_s"]))
+            heights.append(place[key])
+    width = 0.1
+    for link, (times, heights) in by_link.items():
+        axes.barh(heights, width, left=times, height=0.8, color=COLOURS[link % len(COLOURS)], linewidth=0)
+    axes.set_ylim(-0.6, len(keys) - 0.4)
+    axes.set_yticks([])
+    axes.set_ylabel(f"{len(keys)} queue pairs")
+    axes.set_xlabel("time (s)")
+    axes.grid(visible=False)

@@ -1,0 +1,101 @@
+"""Brings a fabric into the state that a condition of an experiment asks for, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from qpd.lab.errors import LabError
+from qpd.lab.experiment.hostport import HostPorts
+from qpd.lab.experiment.model import Condition
+from qpd.lab.fabric import Fabric
+from qpd.lab.topology import Link
+
+QPD_DEADLINE = 90.0
+BFD_DEADLINE = 60.0
+
+
+@contextlib.contextmanager
+def steered(fabric: Fabric, condition: Condition, leaves: Sequence[str], seed: int) -> Iterator[list[str]]:
+    """The fabric as the condition wants it, for the time of a `with` block; gives the nodes where qpd runs.
+
+    qpd starts anew for each trial and takes its traces away at the end: what an earlier trial has placed must not
+    count in the next. All hosts' packets get flow hashes that follow from the seed.
+    """
+    fabric.reseed(seed)
+    ports = HostPorts(
+        {fabric.namespace(leaf): _host_ports(fabric, leaf) for leaf in fabric.leaves},
+        seed,
+        mark=condition.steering.marked,
+        pins=fabric.state.pins,
+    )
+    nodes: list[str] = []
+    if condition.steering.qpd:
+        nodes = [*leaves, *(fabric.spines if condition.at == "routers" else [])]
+    try:
+        settings: dict[str, Any] = {"placement": condition.steering.value, **condition.settings}
+        for node in nodes:
+            fabric.start_qpd(node, settings, wait=False)
+        for node in nodes:
+            fabric.wait_qpd(node, QPD_DEADLINE)
+        yield nodes
+    finally:
+        ports.close()
+        for node in nodes:
+            fabric.stop_qpd(node, detach=True)
+
+
+def _host_ports(fabric: Fabric, leaf: str) -> list[str]:
+    hosts = set(fabric.hosts)
+    return [
+        link.end(leaf).interface for link in fabric.topology.links_of(leaf) if link.other(leaf).node in hosts
+    ]
+
+
+def resident_bytes(fabric: Fabric, nodes: Iterable[str]) -> int | None:
+    """Memory of the largest of these nodes' daemons; None where none runs."""
+    sizes = []
+    for node in nodes:
+        identity = fabric.records.find(f"{node}.qpd")
+        if identity is None:
+            continue
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{identity.pid}/status").read_text(encoding="ascii").splitlines()
+            sizes += [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")]
+    return max(sizes, default=None)
+
+
+def set_bfd(fabric: Fabric, links: Sequence[Link], timers: tuple[int, int]) -> None:
+    """Give links these BFD timers and wait until both ends have agreed on them.
+
+    Raises:
+        LabError: where they have not after a minute.
+    """
+    for link in links:
+        fabric.set_bfd(link, *timers)
+    limit = time.monotonic() + BFD_DEADLINE
+    for link in links:
+        while not _agreed(fabric, link, timers):
+            if time.monotonic() > limit:
+                raise LabError(
+                    f"{link}: BFD is not at {timers[0]} ms x {timers[1]} after {BFD_DEADLINE:.0f} s"
+                )
+            time.sleep(0.1)
+
+
+def _agreed(fabric: Fabric, link: Link, timers: tuple[int, int]) -> bool:
+    wanted = {
+        "status": "up",
+        "transmit-interval": timers[0],
+        "detect-multiplier": timers[1],
+        "remote-transmit-interval": timers[0],
+        "remote-detect-multiplier": timers[1],
+    }
+    return all(
+        fabric.bfd_peer(end.node, link).get(key) == value
+        for end in link.ends
+        for key, value in wanted.items()
+    )
