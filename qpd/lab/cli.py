@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qpd.lab import cli_fault, state
+from qpd.lab import cli_fault, labfolder, state, wan
 from qpd.lab.console import Lab, err, one_lab, out
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import cli as experiments
@@ -94,6 +94,33 @@ def up(  # noqa: PLR0917 - one parameter an option
         f"end:   qplab down {fabric.name}",
         soft_wrap=True,
     )
+
+
+@app.command("generate")
+def generate_(
+    description: Annotated[Path, typer.Argument(help="YAML with sites, spines, leaves; see docs/lab.md.")],
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Where the lab goes; by default beside the description, by its name."),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="Replace the files of a lab that is there.")] = False,
+) -> None:
+    """Write a lab from a short description: topology file, one folder a node, README."""
+    lab, place = labfolder.make(description, folder, force=force)
+    out.print(f"{place}: {lab}; bring it up with: qplab up {place}", soft_wrap=True)
+
+
+@app.command()
+def profiles() -> None:
+    """Show the profiles of wide-area links, with their source."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("profile", "round trip", "jitter", "loss", "source"):
+        table.add_column(column, overflow="fold")
+    for name, profile in wan.PROFILES.items():
+        jitter = f"± {profile.jitter_ms:g} ms" if profile.jitter_ms else ""
+        loss = f"{profile.loss_percent:g} %" if profile.loss_percent else ""
+        table.add_row(name, f"{profile.rtt_ms:g} ms", jitter, loss, profile.source)
+    out.print(table)
 
 
 @app.command()

@@ -132,6 +132,7 @@ PROFILES: Mapping[str, Profile] = {
     "westus-centralus": Profile(40.0, source=_AZURE),
     "westus2-canadaeast": Profile(75.0, source=_AZURE),
     "westeurope-eastus": Profile(84.0, source=_AZURE),
+    "germanywestcentral-canadacentral": Profile(103.0, source=_AZURE),
     "japaneast-northcentralus": Profile(143.0, source=_AZURE),
     "southeastasia-eastus": Profile(227.0, source=_AZURE),
 }
