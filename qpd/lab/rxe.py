@@ -256,7 +256,7 @@ class Guest:
         self._reader = threading.Thread(target=self._read, name=f"rxe-{self.host}", daemon=True)
         self._reader.start()
 
-    def wait(self, deadline: float = 180.0) -> None:
+    def wait(self, deadline: float = 600.0) -> None:
         """Wait until the guest has booted and rxe0 is up.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from qpd.lab.errors import LabError
 from qpd.lab.rxe import DEVICE, GID_INDEX, Command, Guest, Sink
 
 _QPN = re.compile(r"^ (local|remote) address:.* QPN (0x[0-9a-f]+)", re.MULTILINE)
+_RULE = re.compile(r"^ remote address:.*\n(?:.*\n)*?-{20,}\n", re.MULTILINE)
+"""The line below the last QP."""
 _RESULT = re.compile(r"^\s*\d+\s+(\d+)\s+[\d.]+\s+([\d.]+)\s+[\d.]+\s*$", re.MULTILINE)
 _FIRST_PORT = 18515
 """perftest's own default; tests that run side by side each need their own."""
@@ -55,71 +58,74 @@ def report(output: str) -> Report:
 
 
 class Perftest:
-    """One test that runs between two guests.
+    """One test between two guests: its server listens when this is made, `begin` starts the client.
 
     Args:
         client, server: guests that are up.
         tool: such as `ib_write_bw`.
         options: for both sides, such as `-q 8 -D 10`, or `-R` for connections by rdma_cm.
         number: tells tests apart that run side by side.
-        sink: gets the client's output as it comes.
     """
 
     def __init__(
-        self,
-        client: Guest,
-        server: Guest,
-        tool: str,
-        options: Sequence[str] = (),
-        *,
-        number: int = 0,
-        sink: Sink | None = None,
+        self, client: Guest, server: Guest, tool: str, options: Sequence[str] = (), *, number: int = 0
     ) -> None:
         self.tool = tool
-        port = _FIRST_PORT + number
-        both = [tool, *arguments(options, port)]
-        self.server = server.popen(*both)
-        try:
-            _listening(server, self.server, port, rdma_cm="-R" in options)
-            self.client = client.popen(*both, server.address, sink=sink)
-        except BaseException:
-            self.server.send_signal(9)
-            raise
+        self._port = _FIRST_PORT + number
+        # Its output is a pipe: without stdbuf it would say nothing of its QPs before its end.
+        self._command = ["stdbuf", "-oL", tool, *arguments(options, self._port)]
+        self._rdma_cm = "-R" in options
+        self._guests = (client, server)
+        self._client: Command | None = None
+        self._server = server.popen(*self._command)
 
-    def end(self) -> None:
-        """End what still runs of it."""
-        for command in (self.client, self.server):
-            if command.status is None:
-                command.send_signal(9)
+    def begin(self, sink: Sink | None = None, deadline: float = 60.0) -> None:
+        """Start the client as soon as the server waits for it: one that comes too early gives up at once.
 
-    def wait(self, timeout: float) -> Report:
+        Raises:
+            LabError: where the server ends, or does not listen within `deadline` seconds.
+        """
+        client, server = self._guests
+        limit = time.monotonic() + deadline
+        while server.run(*self._question()).returncode != 0:
+            if self._server.status is not None:
+                self._server.check()
+            if time.monotonic() > limit:
+                raise LabError(f"{' '.join(self._command)}: does not listen after {deadline:.0f} s")
+            time.sleep(0.2)
+        self._client = client.popen(*self._command, server.address, sink=sink)
+
+    def _question(self) -> list[str]:
+        """The command that finds the listening server."""
+        if self._rdma_cm:
+            return ["sh", "-c", f"rdma resource show cm_id | grep -q 'LISTEN.*:{self._port} '"]
+        return ["sh", "-c", f"ss -Hltn sport = :{self._port} | grep -q ."]
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The client's and the server's QP number of each connection; () while the client has not told them."""
+        output = self._client.stdout if self._client is not None else ""
+        # The last of them is complete once something follows.
+        return pairs(output) if _RULE.search(output) else ()
+
+    def wait(self, timeout: float | None = None) -> Report:
         """Wait until both sides have ended well.
 
         Raises:
             LabError: where one of them fails or takes longer than `timeout` seconds.
         """
-        limit = time.monotonic() + timeout
+        assert self._client is not None, "begin() it first"
         try:
-            output = self.client.check(timeout)
-            self.server.check(max(limit - time.monotonic(), 1.0))
+            output = self._client.check(timeout)
+            # The server ends with its client.
+            self._server.check(60)
             return report(output)
         except ValueError as error:
             raise LabError(f"{self.tool}: {error}") from None
         finally:
             self.end()
 
-
-def _listening(guest: Guest, command: Command, port: int, *, rdma_cm: bool, deadline: float = 60.0) -> None:
-    """Wait until the server waits for its client: a client that comes too early gives up at once."""
-    question = (
-        ["sh", "-c", f"rdma resource show cm_id | grep -q 'state LISTEN.* src-port {port}'"]
-        if rdma_cm
-        else ["sh", "-c", f"ss -Hltn sport = :{port} | grep -q ."]
-    )
-    limit = time.monotonic() + deadline
-    while guest.run(*question).returncode != 0:
-        if command.status is not None:
-            raise LabError(f"{' '.join(command.argv)}: {(command.stderr or command.stdout).strip()[-200:]}")
-        if time.monotonic() > limit:
-            raise LabError(f"{' '.join(command.argv)}: does not listen after {deadline:.0f} s")
-        time.sleep(0.2)
+    def end(self) -> None:
+        """End what still runs of it."""
+        for command in (self._client, self._server):
+            if command is not None and command.status is None:
+                command.send_signal(signal.SIGKILL)
