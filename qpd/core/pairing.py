@@ -1,0 +1,518 @@
+"""Which queue pair answers which, from packets alone: {host A, QP a} <-> {host B, QP b}. Pure.
+
+A packet names the QP that it goes to and no other. What ties the two directions of a reliable connection together is
+that an answer (ACK, READ response, atomic ACK) repeats the packet sequence number of the request that it answers
+(InfiniBand Architecture Specification volume 1, 9.7.5.1). One leaf sees both: requests to b leave, answers to a arrive,
+or the other way round at the far leaf. So three kinds of evidence, none of which is a UDP port:
+
+- **contradiction**: an answer of PSN x came to a before a request of PSN x was sent to b. No delay, loss or reordering
+  of the network can make that of a true pair; only what the leaf has not seen (programs attached, or an entry evicted,
+  amid a retransmission) might, and so it takes ``PROOFS`` of them.
+- **straying**: long after something was sent to b, a's answers, brisk as they come, have not reached it, and neither
+  was in trouble; or a has long been silent while b is asked on and on.
+- **agreement**: a's answers moved, to what b was sent since, and no further.
+
+A pair is stated when agreements are many and every other partner of *both* is ruled out; or of one of them, by
+contradictions or long straying, where all QPs of the two hosts have their partners in sight. Who cannot be told apart
+(in lockstep, or at rest) is not stated at all.
+
+What this counts on: both directions of a host's traffic pass this leaf. Where one does not, its QPs find no partner,
+and while there are such, only what is ruled out for both sides is stated.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Bools = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
+Records = npt.NDArray[np.void]
+
+PSN_MASK = 0xFFFFFF
+_PSN_HALF = 1 << 23
+
+SIGHTING = np.dtype(
+    [
+        ("local", "u8", 2),
+        ("remote", "u8", 2),
+        ("vni", "u4"),
+        ("qp", "u4"),
+        ("life", "u8"),
+        ("peer_qp", "u4"),
+        ("request_psn", "i4"),
+        ("answered_psn", "i4"),
+        ("trouble", "u8"),
+    ]
+)
+"""What is known of one direction of a QP at one look.
+
+``local``, ``remote``: the host at this leaf and the other one (16 octets each). ``qp``: the number that its packets
+carry, of a QP at ``remote`` where they leave and at ``local`` where they arrive. ``life``: another value means another
+QP of the same number. ``peer_qp``: the partner, where it is known already; else 0. ``request_psn``: of the newest
+request; ``answered_psn``: up to where its packets answer the other direction's requests; -1: none was seen.
+``trouble``: a count that moves with retransmissions and NAKs.
+"""
+
+LAG_NS = 500_000_000
+"""Brisk answers that are this far behind, while nothing is lost, are another QP's. Longer where looks are rare."""
+LAG_LOOKS = 5
+_BRISK_LOOKS, _BRISK_MOVES = 4, 2
+"""Answers are brisk if they moved at so many of the last looks."""
+IDLE_NS = 5_000_000_000
+"""A QP that has answered nothing for so long, while another was asked, is not that one's partner."""
+FAR = 1 << 20
+"""More packets than a QP has unanswered, whatever it has lost."""
+PROOFS = 2
+"""Contradictions that rule a partner out."""
+AGREEMENTS = 6
+"""Moves that must have agreed before a pair is stated …"""
+AGREEMENTS_DOUBTED = 4 * AGREEMENTS
+"""… and where QPs of the same hosts find no partner."""
+STRAYS = 3
+"""Strayings in a row that rule a partner out where both sides are unique …"""
+STRAYS_ALONE = 12
+"""… and where only one is."""
+EDGES_MAX = 4_000_000
+"""Possible partnerships looked at together, three octets each."""
+PARK_NS = 10_000_000_000
+"""Two hosts whose QPs stay alike for so long give way to others …"""
+REST_NS = 30_000_000_000
+"""… for so long."""
+DISTRUST_NS = 300_000_000_000
+"""Two hosts of which a stated pair proved wrong get no pair from one-sided evidence for so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class QpName:
+    """A QP in a packet's words: VNI, the host that it is at (16 octets, an IPv4 address mapped), its number."""
+
+    vni: int
+    host: bytes
+    qp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """``near``: the QP at this leaf's host. ``far``: its partner."""
+
+    near: QpName
+    far: QpName
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """An entry that names a partner who does not name it. ``arrives``: in which map it is."""
+
+    arrives: bool
+    name: QpName
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one look has brought."""
+
+    stated: tuple[Pair, ...] = ()
+    ended: tuple[Pair, ...] = ()
+    """Stated before, and contradicted since."""
+    halves: tuple[Half, ...] = ()
+    """What is left of pairs of which one entry is gone."""
+    waiting: int = 0
+    """Pairs of hosts that had to wait for their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """When a map was read: CLOCK_MONOTONIC, ns, before the first entry and after the last."""
+
+    begun_ns: int
+    over_ns: int
+
+
+_DOUBTS_MAX = 4096
+_Psn = TypeVar("_Psn", int, npt.NDArray[Any])
+
+
+def newer(psn: _Psn, than: _Psn) -> _Psn:
+    """How far a PSN is beyond another in 24-bit serial arithmetic: negative where it is older (RFC 1982's way)."""
+    distance: _Psn = ((psn - than + _PSN_HALF) & PSN_MASK) - _PSN_HALF
+    return distance
+
+
+class _Side:
+    """One direction's entries of two hosts, aligned with one axis of the matrices."""
+
+    def __init__(self, records: Records, look: Look) -> None:
+        count = len(records)
+        self.records = records
+        self.look = look
+        self.past: deque[tuple[Look, Records]] = deque()
+        """Earlier looks, the oldest first; entries that were not there show nothing."""
+        self.moved: Bools = np.zeros(count, np.bool_)
+        """New answers since the look before."""
+        self.changed: Bools = np.zeros(count, np.bool_)
+        """Anything new."""
+        self.moves: Numbers = np.zeros(count, np.int64)
+        """Looks at which anything was new."""
+        self.brisk: Numbers = np.zeros(count, np.int64)
+        """Bit n: its answers moved n looks ago."""
+        self.answered_ns: Numbers = np.full(count, look.begun_ns, np.int64)
+        """When its answers were seen to move last, or it was seen first."""
+
+    @property
+    def lag_ns(self) -> int:
+        """How old a request must be that should have been answered."""
+        return max(LAG_NS, LAG_LOOKS * (self.look.begun_ns - self.past[-1][0].begun_ns))
+
+    def then(self, before_ns: int) -> Records | None:
+        """The newest look that was over by this time."""
+        found = None
+        for look, records in self.past:
+            if look.over_ns > before_ns:
+                break
+            found = records
+        return found
+
+    def advance(self, records: Records, look: Look, place: Numbers) -> None:
+        """Take the next look; ``place``: each entry's index in the look before, -1: it is new."""
+        self.past.append((self.look, self.records))
+        if not _still(place, len(self.records)):
+            self.past = deque((at, _aligned(past, place)) for at, past in self.past)
+            self.moves = _kept(self.moves, place, 0)
+            self.brisk = _kept(self.brisk, place, 0)
+            self.answered_ns = _kept(self.answered_ns, place, look.begun_ns)
+        before = self.past[-1][1]
+        known = before["qp"] != 0
+        self.moved = known & (records["answered_psn"] != before["answered_psn"])
+        self.changed = self.moved | (known & (records["request_psn"] != before["request_psn"]))
+        self.moves += self.changed
+        self.brisk = (self.brisk << 1 | self.moved) & (1 << _BRISK_LOOKS) - 1
+        self.answered_ns[self.moved] = look.begun_ns
+        self.records, self.look = records, look
+        while len(self.past) > 1 and self.past[1][0].over_ns <= look.begun_ns - 2 * self.lag_ns:
+            self.past.popleft()
+
+
+def _places(before: Records, after: Records) -> Numbers:
+    """For each entry its index in an earlier look, -1: it was not there."""
+    identity = ["vni", "qp", "life"]
+    if len(before) == len(after) and np.array_equal(before[identity], after[identity]):
+        return np.arange(len(after))
+    known = {name: index for index, name in enumerate(before[identity].tolist())}
+    return np.array([known.get(name, -1) for name in after[identity].tolist()], np.int64)
+
+
+def _still(place: Numbers, before: int) -> bool:
+    return len(place) == before and bool((place == np.arange(before)).all())
+
+
+def _kept(values: Numbers, place: Numbers, fresh: int) -> Numbers:
+    return np.where(place >= 0, values[place], fresh) if len(values) else np.full(len(place), fresh, np.int64)
+
+
+def _aligned(past: Records, place: Numbers) -> Records:
+    """An earlier look's records at the present places."""
+    aligned = np.zeros(len(place), SIGHTING)
+    aligned["request_psn"] = aligned["answered_psn"] = -1
+    kept = place >= 0
+    aligned[kept] = past[place[kept]]
+    return aligned
+
+
+def _contradicted(answers: _Side, questions: _Side) -> Bools:
+    """[answering, asking]: answers that were there before what they would answer had been sent."""
+    then = answers.records if answers.look.over_ns <= questions.look.begun_ns else answers.past[-1][1]
+    fresh = answers.changed[:, None] | questions.changed
+    return fresh & _beyond(then, questions.records, answers.moves[:, None])
+
+
+def _beyond(answers: Records, questions: Records, moves: Numbers) -> Bools:
+    """[answering, asking]: answers to what had not been sent when the questions were read."""
+    to, newest = answers["answered_psn"][:, None], questions["request_psn"]
+    # Who has never been asked while others answered, again and again, is not whom they answer.
+    unasked = (newest < 0) & (moves >= PROOFS)
+    beyond: Bools = np.asarray((to >= 0) & (unasked | (newest >= 0) & (newer(to, newest) > 0)))
+    return beyond
+
+
+def _followed(answers: _Side, questions: _Side) -> tuple[Bools, Bools] | None:
+    """[answering, asking]: whether the answers moved with the questions, and whether they stay behind old ones."""
+    lag_ns = max(answers.lag_ns, questions.lag_ns)
+    since_ns = min(answers.look.begun_ns, questions.look.begun_ns) - lag_ns
+    old, before = questions.then(since_ns), answers.then(since_ns)
+    if old is None or before is None:
+        return None
+    now = questions.records
+    asked = (old["request_psn"] >= 0) & (now["request_psn"] != old["request_psn"])
+    to = answers.records["answered_psn"][:, None]
+    reached = (to >= 0) & (newer(to, old["request_psn"]) >= 0)
+    follows = (asked & answers.moved[:, None]) & reached
+    brisk = (_bits(answers.brisk) >= _BRISK_MOVES) & (before["qp"] != 0)
+    calm = answers.records["trouble"] == before["trouble"]
+    idle = answers.answered_ns <= answers.look.begun_ns - IDLE_NS
+    late = (brisk & calm | idle)[:, None] & (asked & (old["trouble"] == now["trouble"]))
+    # Of so many packets even those who lose some have had answers.
+    far = (brisk[:, None] & asked & (to >= 0)) & (newer(old["request_psn"], to) > FAR)
+    strays = (late & ~reached) | far
+    return follows, strays
+
+
+def _bits(words: Numbers) -> Numbers:
+    return sum((words >> bit & 1 for bit in range(_BRISK_LOOKS)), np.zeros_like(words))
+
+
+class _Hosts:
+    """The QPs of two hosts whose partners are not known yet. Rows: those that arrive; columns: those that leave."""
+
+    def __init__(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> None:
+        self.rows = _Side(arriving, looks[0])
+        self.columns = _Side(leaving, looks[1])
+        shape = (len(arriving), len(leaving))
+        self.contradicted: Counts = np.zeros(shape, np.uint8)
+        self.strayed: Counts = np.zeros(shape, np.uint8)
+        self.agreed: Counts = np.zeros(shape, np.uint8)
+        self.since_ns = looks[1].over_ns
+        """When it last brought a pair, or was taken up."""
+
+    def observe(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> None:
+        """Take the next look at both directions."""
+        rows, columns = _places(self.rows.records, arriving), _places(self.columns.records, leaving)
+        if not _still(rows, len(self.rows.records)) or not _still(columns, len(self.columns.records)):
+            self.contradicted = _rearranged(self.contradicted, rows, columns)
+            self.strayed = _rearranged(self.strayed, rows, columns)
+            self.agreed = _rearranged(self.agreed, rows, columns)
+        self.rows.advance(arriving, looks[0], rows)
+        self.columns.advance(leaving, looks[1], columns)
+        self._weigh(self.rows, self.columns, transposed=False)
+        self._weigh(self.columns, self.rows, transposed=True)
+
+    def _weigh(self, answers: _Side, questions: _Side, *, transposed: bool) -> None:
+        """Count what one direction's answers say of the other's questions."""
+        contradicted, strayed, agreed = (
+            (self.contradicted.T, self.strayed.T, self.agreed.T)
+            if transposed
+            else (self.contradicted, self.strayed, self.agreed)
+        )
+        _add(contradicted, _contradicted(answers, questions))
+        followed = _followed(answers, questions)
+        if followed is not None:
+            follows, strays = followed
+            _add(agreed, follows)
+            _add(strayed, strays)
+            strayed[follows & ~strays] = 0
+
+    def decide(self, *, trusted: bool) -> Iterator[tuple[int, int]]:
+        """Rows and columns that can only belong together."""
+        left = (self.contradicted < PROOFS) & (self.strayed < STRAYS_ALONE)
+        complete = self._complete(left)
+        agreed = self.agreed >= (AGREEMENTS if complete else AGREEMENTS_DOUBTED)
+        both = (self.contradicted < PROOFS) & (self.strayed < STRAYS)
+        mutual = both & agreed & (both.sum(axis=1) == 1)[:, None] & (both.sum(axis=0) == 1)
+        taken = [(int(row), int(column)) for row, column in np.argwhere(mutual)]
+        yield from taken
+        if trusted and complete:
+            yield from _one_by_one(left, agreed, taken)
+
+    def _complete(self, left: Bools) -> bool:
+        """Whether everybody who is at work has somebody to work with."""
+        rows, columns = self.rows.moves >= AGREEMENTS, self.columns.moves >= AGREEMENTS
+        if np.count_nonzero(rows) != np.count_nonzero(columns):
+            return False
+        return bool(left[rows].any(axis=1).all() and left[:, columns].any(axis=0).all())
+
+
+def _one_by_one(left: Bools, agreed: Bools, taken: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Take who has one partner left, and with him one possibility from all others, until there is nobody."""
+    left = left.copy()
+    for row, column in taken:
+        left[row] = False
+        left[:, column] = False
+    rows, columns = left.sum(axis=1), left.sum(axis=0)
+    while True:
+        some = [(row, int(left[row].argmax())) for row in np.flatnonzero(rows == 1).tolist()]
+        some += [(int(left[:, column].argmax()), column) for column in np.flatnonzero(columns == 1).tolist()]
+        progress = False
+        for row, column in some:
+            if left[row, column] and agreed[row, column] and (rows[row] == 1 or columns[column] == 1):
+                yield row, column
+                columns -= left[row]
+                rows -= left[:, column]
+                left[row] = False
+                left[:, column] = False
+                rows[row] = columns[column] = 0
+                progress = True
+        if not progress:
+            return
+
+
+def _add(counts: Counts, events: Bools) -> None:
+    counts += events & (counts < np.iinfo(np.uint8).max)
+
+
+def _rearranged(matrix: Counts, rows: Numbers, columns: Numbers) -> Counts:
+    fresh = np.zeros((len(rows), len(columns)), np.uint8)
+    old_rows, old_columns = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
+    fresh[np.ix_(old_rows, old_columns)] = matrix[np.ix_(rows[old_rows], columns[old_columns])]
+    return fresh
+
+
+class Pairing:
+    """Gathers evidence look by look. As many pairs of hosts at once as ``edges_max`` allows; the others take turns."""
+
+    def __init__(self, edges_max: int = EDGES_MAX) -> None:
+        self._edges_max = edges_max
+        self._at_work: dict[bytes, _Hosts] = {}
+        self._resting: dict[bytes, int] = {}
+        self._distrusted: dict[bytes, int] = {}
+        self._doubts: dict[Pair, set[tuple[int, int]]] = {}
+        self._halves: set[Half] = set()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether there are QPs whose partners another look may tell."""
+        return bool(self._at_work)
+
+    def observe(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> Found:
+        """One look at all QPs (arrays of SIGHTING); ``looks``: when each of them was read.
+
+        Args:
+            arriving: QPs of hosts at this leaf, whose packets come from the fabric.
+            leaving: QPs of far hosts, whose packets go into the fabric.
+            looks: when ``arriving`` and ``leaving`` were read, which must not overlap.
+        """
+        now_ns = max(look.over_ns for look in looks)
+        ended, halves = self._verify(arriving, leaving, looks)
+        rows = _by_hosts(arriving[arriving["peer_qp"] == 0])
+        columns = _by_hosts(leaving[leaving["peer_qp"] == 0])
+        both = {key: (rows[key], columns[key]) for key in rows if key in columns}
+        self._rest(both, now_ns)
+        stated: list[Pair] = []
+        for key, hosts in self._at_work.items():
+            hosts.observe(*both[key], looks)
+            found = [
+                _pair(hosts.rows.records[row], hosts.columns.records[column])
+                for row, column in hosts.decide(trusted=self._distrusted.get(key, 0) <= now_ns)
+            ]
+            if found:
+                hosts.since_ns = now_ns
+                stated += found
+        return Found(tuple(stated), tuple(ended), tuple(halves), self._take_up(both, looks))
+
+    def _rest(self, both: dict[bytes, tuple[Records, Records]], now_ns: int) -> None:
+        """Those whose evidence has brought nothing for long give way, and those who have outgrown their room."""
+        edges = 0
+        for key, hosts in list(self._at_work.items()):
+            edges += len(both[key][0]) * len(both[key][1]) if key in both else 0
+            if key not in both:
+                del self._at_work[key]
+            elif edges > self._edges_max or now_ns - hosts.since_ns > PARK_NS:
+                edges -= len(both[key][0]) * len(both[key][1])
+                del self._at_work[key]
+                self._resting[key] = now_ns + REST_NS
+        self._resting = {key: until for key, until in self._resting.items() if key in both and until > now_ns}
+
+    def _take_up(self, both: dict[bytes, tuple[Records, Records]], looks: tuple[Look, Look]) -> int:
+        """Begin with as many others as there is room for; gives how many have to wait."""
+        edges = sum(len(both[key][0]) * len(both[key][1]) for key in self._at_work)
+        waiting = 0
+        for key, (rows, columns) in both.items():
+            if key in self._at_work or key in self._resting:
+                continue
+            if edges + len(rows) * len(columns) > self._edges_max:
+                waiting += 1
+                continue
+            edges += len(rows) * len(columns)
+            self._at_work[key] = _Hosts(rows, columns, looks)
+        return waiting
+
+    def _verify(
+        self, arriving: Records, leaving: Records, looks: tuple[Look, Look]
+    ) -> tuple[list[Pair], list[Half]]:
+        """Known pairs that are contradicted (all of their hosts end with them), and those of which a half is left."""
+        all_near, all_far = arriving[arriving["peer_qp"] != 0], leaving[leaving["peer_qp"] != 0]
+        first, second = _partners(all_near, all_far)
+        halves = self._left_over(all_near, all_far, first, second)
+        near, far = all_near[first], all_far[second]
+        # Only answers that were read before the questions can be ahead of them.
+        if looks[0].over_ns <= looks[1].begun_ns:
+            wrong = newer(near["answered_psn"], far["request_psn"]) > 0
+            wrong &= (near["answered_psn"] >= 0) & (far["request_psn"] >= 0)
+        else:
+            wrong = newer(far["answered_psn"], near["request_psn"]) > 0
+            wrong &= (far["answered_psn"] >= 0) & (near["request_psn"] >= 0)
+        ended: list[Pair] = []
+        if len(self._doubts) > _DOUBTS_MAX:
+            self._doubts.clear()
+        for index in np.flatnonzero(wrong).tolist():
+            pair = _pair(near[index], far[index])
+            facts = self._doubts.setdefault(pair, set())
+            facts.add((int(near["answered_psn"][index]), int(far["answered_psn"][index])))
+            if len(facts) >= PROOFS:
+                ended.append(pair)
+        keys = {pair.near.host + pair.far.host for pair in ended}
+        if not keys:
+            return [], halves
+        now_ns = max(look.over_ns for look in looks)
+        self._distrusted = {key: until for key, until in self._distrusted.items() if until > now_ns}
+        for key in keys:
+            self._distrusted[key] = now_ns + DISTRUST_NS
+            self._at_work.pop(key, None)
+        ended = [pair for pair in map(_pair, near, far) if pair.near.host + pair.far.host in keys]
+        for pair in ended:
+            self._doubts.pop(pair, None)
+        return ended, halves
+
+    def _left_over(self, near: Records, far: Records, first: Numbers, second: Numbers) -> list[Half]:
+        """Entries whose partner names nobody, or another, at two looks in a row: their partner is gone."""
+        alone = [Half(True, _near(record)) for record in np.delete(near, first)]
+        alone += [Half(False, _far(record)) for record in np.delete(far, second)]
+        before, self._halves = self._halves, set(alone)
+        return [half for half in alone if half in before]
+
+
+def _partners(near: Records, far: Records) -> tuple[Numbers, Numbers]:
+    """Where the entries are that name each other, in the same order."""
+    of_near = _name(near, near["qp"], near["peer_qp"])
+    of_far = _name(far, far["peer_qp"], far["qp"])
+    _, first, second = np.intersect1d(of_near, of_far, return_indices=True)
+    return first, second
+
+
+def _name(records: Records, near: npt.NDArray[Any], far: npt.NDArray[Any]) -> Records:
+    name = np.zeros((len(records), 5), np.uint64)
+    name[:, 0:2], name[:, 2:4] = records["local"], records["remote"]
+    name[:, 4] = near.astype(np.uint64) << np.uint64(24) | far
+    named: Records = np.ascontiguousarray(name).view(np.dtype((np.void, 40))).ravel()
+    return named
+
+
+def _by_hosts(records: Records) -> dict[bytes, Records]:
+    """Entries by local and remote host (32 octets)."""
+    if not len(records):
+        return {}
+    hosts = np.concatenate((records["local"], records["remote"]), axis=1)
+    named = np.ascontiguousarray(hosts).view(np.dtype((np.void, 32))).ravel()
+    keys, inverse = np.unique(named, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    bounds = np.searchsorted(inverse[order], np.arange(len(keys) + 1))
+    return {
+        key.tobytes(): records[order[bounds[index] : bounds[index + 1]]] for index, key in enumerate(keys)
+    }
+
+
+def _pair(arriving: np.void, leaving: np.void) -> Pair:
+    return Pair(_near(arriving), _far(leaving))
+
+
+def _near(arriving: np.void) -> QpName:
+    return QpName(int(arriving["vni"]), arriving["local"].tobytes(), int(arriving["qp"]))
+
+
+def _far(leaving: np.void) -> QpName:
+    return QpName(int(leaving["vni"]), leaving["remote"].tobytes(), int(leaving["qp"]))

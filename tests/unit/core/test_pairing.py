@@ -1,0 +1,191 @@
+"""Pairs from PSNs: all of those that can be told, and never a wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpd.core.pairing import PROOFS, Pairing, newer
+
+from .rc_world import MS, Network, World, names
+
+Gap = Callable[[Random], int]
+PSN_TOP = 1 << 24
+
+
+def irregular(mean_ns: int) -> Gap:
+    return lambda random: int(random.expovariate(1 / mean_ns))
+
+
+def regular(every_ns: int) -> Gap:
+    return lambda _: every_ns
+
+
+def build(
+    world: World, count: int, psn: Callable[[int], int], *, near_sends: bool = True, both_ways: bool = False
+) -> World:
+    """Connections of QPs numbered without any system."""
+    far = list(range(50_000, 50_000 + count))
+    world.random.shuffle(far)
+    for index in range(count):
+        world.connect(1000 + index, far[index], psn(index), near_sends=near_sends, both_ways=both_ways)
+    return world
+
+
+@pytest.mark.parametrize("near_sends", [True, False], ids=["requests leave", "requests arrive"])
+@pytest.mark.parametrize("same_psn", [True, False], ids=["same PSN", "random PSNs"])
+def test_all_are_known_within_two_seconds(same_psn: bool, near_sends: bool) -> None:
+    """At the requesters' leaf and at the responders', 48 QPs that start together."""
+    rolls = Random(7)
+    world = World(Network(), 1, irregular(10 * MS))
+    build(world, 48, lambda _: 0 if same_psn else rolls.randrange(PSN_TOP), near_sends=near_sends)
+    stated = world.watch(Pairing(), 2)
+    assert {names(pair) for _, pair in stated} == world.truth
+    assert len(stated) == len(world.truth), "each is stated once"
+
+
+@pytest.mark.parametrize(
+    "network",
+    [Network(loss=0.02), Network((20_000, 37 * MS)), Network(jitter_ns=30 * MS)],
+    ids=["loss", "75 ms", "reordering"],
+)
+def test_a_bad_network_makes_it_slower_not_wrong(network: Network) -> None:
+    world = build(World(network, 2, irregular(10 * MS)), 16, lambda _: 0)
+    stated = {names(pair) for _, pair in world.watch(Pairing(), 8)}
+    assert stated <= world.truth
+    assert len(stated) >= 14
+
+
+def test_psns_that_pass_their_end() -> None:
+    world = build(World(Network(), 3, irregular(5 * MS)), 24, lambda index: PSN_TOP - 5 - index)
+    assert {names(pair) for _, pair in world.watch(Pairing(), 2)} == world.truth
+
+
+def test_data_in_both_directions() -> None:
+    world = build(World(Network(), 4, irregular(10 * MS)), 24, lambda _: 0, both_ways=True)
+    assert {names(pair) for _, pair in world.watch(Pairing(), 2)} == world.truth
+
+
+def test_lockstep_cannot_be_told_apart() -> None:
+    """The same packets at the same moments: any assignment fits, so there is none."""
+    world = build(World(Network(), 5, regular(10 * MS)), 4, lambda _: 0)
+    assert world.watch(Pairing(), 3) == []
+
+
+def test_old_entries_are_in_nobodys_way() -> None:
+    """What is left in the maps of QPs that ended long ago, some far ahead."""
+    world = World(Network(), 6, irregular(10 * MS))
+    for index in range(4):
+        world.connect(1 + index, 11 + index, 1000 * index, left=40 * index)
+    world.run_until(world.now + 1000 * MS)
+    before = set(world.truth)
+    build(world, 8, lambda _: 0)
+    stated = {names(pair) for _, pair in world.watch(Pairing(), 9)}
+    assert stated <= world.truth
+    assert stated >= world.truth - before
+
+
+def test_a_number_that_is_used_again_is_learned_again() -> None:
+    world = build(World(Network(), 7, irregular(10 * MS)), 2, lambda _: 0)
+    pairing = Pairing()
+    assert len(world.watch(pairing, 2)) == 2
+    (one, first), (other, second) = sorted(world.truth)
+    # Both connections end, and their numbers are connected crosswise: the kernel sees PSNs jump, and forgets.
+    for connection in world.connections:
+        connection.left, connection.next_psn = 0, connection.newest
+    world.run_until(world.now + 500 * MS)
+    world.leaving.clear()
+    world.arriving.clear()
+    world.truth.clear()
+    world.connect(one, second, 500_000)
+    world.connect(other, first, 500_000)
+    assert {names(pair) for _, pair in world.watch(pairing, 3)} == {(one, second), (other, first)}
+
+
+def test_a_half_is_forgotten_when_its_other_half_is_gone() -> None:
+    world = build(World(Network(), 8, irregular(10 * MS)), 2, lambda _: 0)
+    pairing = Pairing()
+    world.watch(pairing, 2)
+    near, far = min(world.truth)
+    del world.leaving[far]
+    world.watch(pairing, 0.2)
+    assert world.arriving[near].peer_qp == 0
+    assert {names(pair) for _, pair in world.watch(pairing, 3)} == {(near, far)}
+
+
+def test_what_is_contradicted_ends_with_all_of_its_hosts() -> None:
+    """Told wrongly (as by a forged CM message): evidence is heard all the same."""
+    world = build(World(Network(), 9, irregular(10 * MS)), 3, lambda index: 100_000 * (3 - index))
+    world.run_until(world.now + 100 * MS)
+    (a, _), (b, second), (_, third) = sorted(world.truth)
+    world.arriving[a].peer_qp, world.leaving[second].peer_qp = second, a
+    world.arriving[b].peer_qp, world.leaving[third].peer_qp = third, b
+    pairing = Pairing()
+    world.watch(pairing, 6)
+    assert {(near, entry.peer_qp) for near, entry in world.arriving.items()} == world.truth
+    assert PROOFS > 1
+
+
+def test_only_so_many_are_looked_at_together() -> None:
+    world = build(World(Network(), 10, irregular(10 * MS)), 8, lambda _: 0)
+    pairing = Pairing(edges_max=63)
+    assert world.watch(pairing, 2) == []
+    assert not pairing.at_work
+    assert len(world.watch(Pairing(edges_max=64), 2)) == 8
+
+
+@given(st.integers(0, PSN_TOP - 1), st.integers(-(1 << 23), (1 << 23) - 1))
+def test_serial_arithmetic(psn: int, distance: int) -> None:
+    assert newer((psn + distance) % PSN_TOP, psn) == distance
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    network = Network(
+        delay_ns=(draw(st.sampled_from([1_000, MS])), draw(st.sampled_from([1_000, 50_000, MS, 37 * MS]))),
+        jitter_ns=draw(st.sampled_from([0, 50_000, 2 * MS, 20 * MS])),
+        loss=draw(st.sampled_from([0.0, 0.001, 0.02, 0.1, 0.4])),
+        timeout_ns=draw(st.sampled_from([10, 67, 400])) * MS,
+    )
+    mean = draw(st.sampled_from([2, 5, 10, 50, 150])) * MS
+    gap = draw(
+        st.sampled_from(
+            [
+                regular(mean),
+                irregular(mean),
+                lambda random: int(mean * (1 + 0.1 * random.random())),
+            ]
+        )
+    )
+    world = World(network, draw(st.integers(0, 1 << 30)), gap)
+    start = draw(st.sampled_from(["same", "near", "random", "end"]))
+    for index in range(draw(st.integers(1, 6))):
+        psn = {
+            "same": 0,
+            "near": draw(st.integers(0, 50)),
+            "random": draw(st.integers(0, PSN_TOP - 1)),
+            "end": PSN_TOP - 20,
+        }[start]
+        world.connect(
+            1000 + index,
+            50_000 + index * 7 % 97,
+            psn,
+            near_sends=draw(st.booleans()),
+            both_ways=draw(st.booleans()),
+            window=draw(st.sampled_from([1, 4, 16, 200])),
+            message=draw(st.sampled_from([1, 4, 16])),
+            left=draw(st.sampled_from([20, 200, 1 << 40])),
+        )
+    return world
+
+
+@settings(max_examples=15, deadline=None)
+@given(worlds(), st.sampled_from([20, 50, 200]))
+def test_never_a_wrong_pair(world: World, every_ms: int) -> None:
+    """Whatever is lost, delayed, overtaken, ends early, or goes alike."""
+    stated = world.watch(Pairing(), 2.5, every_ms * MS)
+    assert {names(pair) for _, pair in stated} <= world.truth
