@@ -45,28 +45,30 @@ class Steering:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """QPs that leave this node. ``by_home`` and ``by_path``: active ones, by path id."""
+    """QPs that leave this node. ``paired``: whose peer is known. ``by_home``, ``by_path``: active ones, by path id."""
 
     known: int = 0
     active: int = 0
+    paired: int = 0
     by_home: Mapping[int, int] = field(default_factory=dict)
     by_path: Mapping[int, int] = field(default_factory=dict)
 
 
 def take_census(maps: Maps, steering: Steering, now_ns: int, idle_ns: int) -> Census:
     """Count all QPs; active are those that sent within ``idle_ns`` before ``now_ns`` (CLOCK_MONOTONIC)."""
-    known = active = 0
+    known = active = paired = 0
     homes = np.zeros(NO_PATH + 1, np.int64)
     paths = np.zeros(NO_PATH + 1, np.int64)
     oldest = max(now_ns - idle_ns, 0)
     for _, chunk in maps.scan():
         known += len(chunk)
+        paired += int(np.count_nonzero(chunk["peer_qp"]))
         values = chunk[chunk["last_seen_ns"] >= oldest]
         active += len(values)
         steering.bring_up_to_date(values)
         homes += np.bincount(values["home"], minlength=NO_PATH + 1)
         paths += np.bincount(values["path"], minlength=NO_PATH + 1)
-    return Census(known, active, _counts(homes), _counts(paths))
+    return Census(known, active, paired, _counts(homes), _counts(paths))
 
 
 def _counts(numbers: npt.NDArray[np.int64]) -> dict[int, int]:

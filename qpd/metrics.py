@@ -7,19 +7,37 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+try:
+    from prometheus_client.samples import BucketSpan, NativeHistogram
+except ImportError:  # before 0.22 the library has classic histograms only
+    NativeHistogram = None  # type: ignore[assignment,misc]
+
 from qpd.model import PathState, Reason
 
 # --- What the daemon gives --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FaultSample:
+    """What went wrong with the packets of one direction of a path."""
+
+    lost: int = 0
+    """In the fabric: behind this leaf (out), or on the way to it (in)."""
+    lost_at_host: int = 0
+    """Between this leaf and its hosts: before it (out), or behind it (in)."""
+    out_of_order: int = 0
+    retransmitted: int = 0
+    ecn_marked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +59,12 @@ class PathSample:
     bytes_in: int
     failovers: Mapping[str, int] = field(default_factory=dict)
     """Cause (a value of :class:`qpd.model.Reason`) to count."""
-    lost: int | None = None
+    faults_out: FaultSample = field(default_factory=FaultSample)
+    """Of the packets that leave by it."""
+    faults_in: FaultSample = field(default_factory=FaultSample)
+    """Of the packets that arrive by it."""
+    rtt: Distribution | None = None
+    """Seconds, since the path has its id; None: no sample yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +92,23 @@ class QpSample:
     packets: int
     bytes: int
     lost: int | None = None
+    lost_at_host: int | None = None
     retransmitted: int | None = None
+    out_of_order: int | None = None
+    naks: int | None = None
+    cnps: int = 0
+    ecn_marked: int = 0
     rtt_seconds: float | None = None
+    rtt_min_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A distribution as a native histogram of Prometheus: bucket n ends at 2^(n / 2^``schema``), inclusive."""
+
+    schema: int
+    counts: Mapping[int, int]
+    """Bucket to observations, none of them 0, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +118,8 @@ class Distribution:
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     total: float
+    native: Native | None = None
+    """The same in finer buckets, where they were kept."""
 
 
 REACTION_BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
@@ -100,6 +140,7 @@ class MetricsSnapshot:
     busiest: tuple[QpSample, ...] = ()
     qps_known: int = 0
     qps_active: int = 0
+    qps_paired: int = 0
     qps_max: int = 0
     groups: int = 0
     destinations: int = 0
@@ -111,6 +152,56 @@ class MetricsSnapshot:
     resyncs: int = 0
     reactions: Distribution | None = None
     """Seconds from an event that changed which paths live to the word written."""
+
+
+class NeverFalling:
+    """Counters that are differences, as what was passed over less what came late, for who takes a fall for a restart.
+
+    Such a one is held at its highest until it is higher again. It starts anew where its packets do.
+    """
+
+    def __init__(self) -> None:
+        self._highest: dict[Hashable, tuple[int, FaultSample | QpSample]] = {}
+
+    def paths(self, paths: Iterable[PathSample]) -> tuple[PathSample, ...]:
+        """The same with losses that do not fall."""
+        return tuple(
+            replace(
+                path,
+                faults_out=self._held((path.name, "out"), path.packets_out, path.faults_out),
+                faults_in=self._held((path.name, "in"), path.packets_in, path.faults_in),
+            )
+            for path in paths
+        )
+
+    def qps(self, qps: Iterable[QpSample]) -> tuple[QpSample, ...]:
+        """The same with losses that do not fall; QPs that are not among them are forgotten."""
+        before, self._highest = (
+            self._highest,
+            {key: kept for key, kept in self._highest.items() if isinstance(kept[1], FaultSample)},
+        )
+        held = []
+        for qp in qps:
+            key = (qp.vni, qp.dst, qp.dest_qp)
+            if key in before:
+                self._highest[key] = before[key]
+            held.append(self._held(key, qp.packets, qp))
+        return tuple(held)
+
+    def _held(self, key: Hashable, packets: int, now: _Losses) -> _Losses:
+        packets_before, before = self._highest.get(key, (0, now))
+        if packets >= packets_before:
+            higher = {
+                name: max(getattr(now, name), getattr(before, name))
+                for name in ("lost", "lost_at_host")
+                if getattr(now, name) is not None and getattr(before, name) is not None
+            }
+            now = replace(now, **higher)
+        self._highest[key] = (packets, now)
+        return now
+
+
+_Losses = TypeVar("_Losses", FaultSample, QpSample)
 
 
 # --- What is exported -------------------------------------------------------------------------------------------------
@@ -133,14 +224,13 @@ class Metric:
     unit: str
     labels: tuple[str, ...]
     help: str
-    read: Callable[[MetricsSnapshot], Iterable[Sample]] | None
-    """None: nothing measures it yet; the name is kept for it."""
+    read: Callable[[MetricsSnapshot], Iterable[Sample]]
     absent: str = "never"
     add: str = ""
 
-    def family(self, snapshot: MetricsSnapshot) -> Family | None:
-        """The family with its samples; None where there are none."""
-        samples = [] if self.read is None else list(self.read(snapshot))
+    def family(self, snapshot: MetricsSnapshot, *, native: bool = False) -> Family | None:
+        """The family with its samples; None where there are none. ``native``: histograms as native ones, too."""
+        samples = list(self.read(snapshot))
         if not samples:
             return None
         if self.kind == "histogram":
@@ -151,6 +241,13 @@ class Metric:
                 histogram.add_metric(
                     labels, list(zip(bounds, accumulate(value.counts), strict=True)), value.total
                 )
+                if native and value.native is not None and NativeHistogram is not None:
+                    histogram.add_sample(
+                        self.name,
+                        dict(zip(self.labels, labels, strict=True)),
+                        0.0,
+                        native_histogram=_native(value, value.native),
+                    )
             return histogram
         kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
         family: CounterMetricFamily | GaugeMetricFamily = kinds[self.kind](
@@ -162,7 +259,33 @@ class Metric:
         return family
 
 
-def _per_path(read: Callable[[PathSample], float | None]) -> Callable[[MetricsSnapshot], Iterable[Sample]]:
+def _native(distribution: Distribution, native: Native) -> NativeHistogram:
+    """Runs of buckets that follow each other, and each count as its difference from the one before."""
+    spans: list[tuple[int, int]] = []
+    counts: list[int] = []
+    end = 0
+    for bucket, count in native.counts.items():
+        if spans and bucket == end:
+            spans[-1] = (spans[-1][0], spans[-1][1] + 1)
+        else:
+            spans.append((bucket - end, 1))
+        counts.append(count)
+        end = bucket + 1
+    deltas = [count - before for before, count in zip([0, *counts], counts, strict=False)]
+    return NativeHistogram(
+        count_value=float(sum(counts)),
+        sum_value=distribution.total,
+        schema=native.schema,
+        zero_threshold=0.0,
+        zero_count=0.0,
+        pos_spans=[BucketSpan(*span) for span in spans],
+        pos_deltas=deltas,
+    )
+
+
+def _per_path(
+    read: Callable[[PathSample], float | Distribution | None],
+) -> Callable[[MetricsSnapshot], Iterable[Sample]]:
     def samples(snapshot: MetricsSnapshot) -> Iterator[Sample]:
         for path in snapshot.paths:
             value = read(path)
@@ -216,7 +339,7 @@ def _bfd(read: Callable[[BfdSample], float | None]) -> Callable[[MetricsSnapshot
 _PATH = ("path",)
 _QP = ("vni", "src", "dst", "dest_qp", "path")
 _BFD = ("path", "interface", "peer")
-_UNMEASURED = "until it is measured, which this release does not do yet; absent is not 0"
+_NO_SAMPLE = "until a request of a QP whose peer is known has been acknowledged; absent is not 0"
 _NO_BFD = "for paths without a BFD session, and while bfdd has not been asked yet"
 _FEW = "for QPs that are not among the busiest `metrics.qp_series_max`"
 _MOVES = "A move to another path starts a new series."
@@ -308,11 +431,50 @@ METRICS: tuple[Metric, ...] = (
         "qpd_path_lost_packets_total",
         "counter",
         "packets",
-        _PATH,
-        "RoCE packets lost behind this leaf, charged to the path that they took.",
-        _per_path(lambda p: p.lost),
-        absent=_UNMEASURED,
-        add="other paths. Not to `qpd_qp_lost_packets_total`, which counts the same packets",
+        ("path", "direction"),
+        "RoCE packets lost in the fabric, charged to the path that they took. Out: behind this leaf; each step back of "
+        "a sender that neither a gap here nor an RNR NAK explains counts as one. In: on the way here; sequence numbers "
+        "that were passed over and did not come late.",
+        _per_direction(lambda p: p.faults_out.lost, lambda p: p.faults_in.lost),
+        add="other paths in the same `direction`. Not to another node's: what one leaf misses another sees sent again. "
+        "Not to `qpd_qp_lost_packets_total`, which counts the same packets",
+    ),
+    Metric(
+        "qpd_host_lost_packets_total",
+        "counter",
+        "packets",
+        ("path", "direction"),
+        "RoCE packets lost between this leaf and its hosts, by the path of their queue pair, which is not to blame. "
+        "Out: before they came here. In: behind this leaf.",
+        _per_direction(lambda p: p.faults_out.lost_at_host, lambda p: p.faults_in.lost_at_host),
+        add="other paths in the same `direction`. Not to `qpd_path_lost_packets_total` where the fabric is judged",
+    ),
+    Metric(
+        "qpd_path_retransmitted_packets_total",
+        "counter",
+        "packets",
+        ("path", "direction"),
+        "RoCE packets of reliable connections that were sent again (go-back-N repeats all from the lost one on).",
+        _per_direction(lambda p: p.faults_out.retransmitted, lambda p: p.faults_in.retransmitted),
+        add="`qpd_path_packets_total`: never, that includes them",
+    ),
+    Metric(
+        "qpd_path_out_of_order_packets_total",
+        "counter",
+        "packets",
+        ("path", "direction"),
+        "RoCE packets that came behind later ones of their queue pair without having been sent again.",
+        _per_direction(lambda p: p.faults_out.out_of_order, lambda p: p.faults_in.out_of_order),
+        add="`qpd_path_lost_packets_total`: never, a late packet is not lost",
+    ),
+    Metric(
+        "qpd_path_ecn_marked_packets_total",
+        "counter",
+        "packets",
+        ("path", "direction"),
+        "RoCE packets with congestion experienced (ECN CE) in their outer or inner IP header.",
+        _per_direction(lambda p: p.faults_out.ecn_marked, lambda p: p.faults_in.ecn_marked),
+        add="other paths in the same `direction`. Not to another node's: marks stay on a packet",
     ),
     Metric(
         "qpd_path_rtt_seconds",
@@ -320,8 +482,9 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
         _PATH,
         "Time from this leaf to the remote host and back, by request and acknowledgement.",
-        None,
-        absent=_UNMEASURED,
+        _per_path(lambda p: p.rtt),
+        absent=_NO_SAMPLE,
+        add="other paths' buckets, for a quantile over them. The responder's own time to answer is part of it",
     ),
     Metric(
         "qpd_failovers_total",
@@ -407,20 +570,71 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "packets",
         _QP,
-        "Packets of one queue pair lost behind this leaf.",
+        "Packets of one queue pair lost in the fabric behind this leaf, by the steps back of its sender.",
         _per_qp(lambda q: q.lost),
-        absent=f"{_UNMEASURED}; and {_FEW}",
+        absent=f"{_FEW}, for datagrams (UD), unreliable connections (UC), and until a request has been seen",
         add=f"`qpd_path_lost_packets_total`: never. {_MOVES}",
+    ),
+    Metric(
+        "qpd_qp_host_lost_packets_total",
+        "counter",
+        "packets",
+        _QP,
+        "Packets of one queue pair lost between its host and this leaf.",
+        _per_qp(lambda q: q.lost_at_host),
+        absent=f"{_FEW}, for datagrams (UD), and until a request has been seen",
+        add=f"`qpd_qp_lost_packets_total` where the fabric is judged. {_MOVES}",
     ),
     Metric(
         "qpd_qp_retransmitted_packets_total",
         "counter",
         "packets",
         _QP,
-        "Packets of one queue pair whose sequence number had passed before (go-back-N).",
+        "Packets of one queue pair that were sent again (go-back-N).",
         _per_qp(lambda q: q.retransmitted),
-        absent=f"{_UNMEASURED}; and {_FEW}",
+        absent=f"{_FEW}, for datagrams (UD), unreliable connections (UC), and until a request has been seen",
         add="`qpd_qp_packets_total`: never, it includes them",
+    ),
+    Metric(
+        "qpd_qp_out_of_order_packets_total",
+        "counter",
+        "packets",
+        _QP,
+        "Packets of one queue pair that came here behind later ones without having been sent again.",
+        _per_qp(lambda q: q.out_of_order),
+        absent=f"{_FEW}, for datagrams (UD), and until a request has been seen",
+        add="`qpd_qp_lost_packets_total`: never, a late packet is not lost",
+    ),
+    Metric(
+        "qpd_qp_naks_total",
+        "counter",
+        "packets",
+        _QP,
+        "Negative acknowledgements on their way to one queue pair: something that it had sent is missing, not welcome "
+        "yet (RNR) or refused.",
+        _per_qp(lambda q: q.naks),
+        absent=f"{_FEW}, and for other than reliable connections",
+        add="`qpd_qp_packets_total`: never, it includes them",
+    ),
+    Metric(
+        "qpd_qp_cnps_total",
+        "counter",
+        "packets",
+        _QP,
+        "Congestion notification packets sent to one queue pair, for which it shall send more slowly.",
+        _per_qp(lambda q: q.cnps),
+        absent=_FEW,
+        add="`qpd_qp_packets_total`: never, it includes them",
+    ),
+    Metric(
+        "qpd_qp_ecn_marked_packets_total",
+        "counter",
+        "packets",
+        _QP,
+        "Packets of one queue pair with congestion experienced (ECN CE) when they passed here.",
+        _per_qp(lambda q: q.ecn_marked),
+        absent=_FEW,
+        add="`qpd_path_ecn_marked_packets_total`: never, that counts the same packets",
     ),
     Metric(
         "qpd_qp_rtt_seconds",
@@ -429,7 +643,17 @@ METRICS: tuple[Metric, ...] = (
         _QP,
         "Last round-trip time of one queue pair, by request and acknowledgement.",
         _per_qp(lambda q: q.rtt_seconds),
-        absent=f"{_UNMEASURED}; and {_FEW}",
+        absent=f"{_NO_SAMPLE}; and {_FEW}",
+        add="nothing",
+    ),
+    Metric(
+        "qpd_qp_rtt_min_seconds",
+        "gauge",
+        "seconds",
+        _QP,
+        "Least round-trip time that one queue pair has had: about that of the path without queues.",
+        _per_qp(lambda q: q.rtt_min_seconds),
+        absent=f"{_NO_SAMPLE}; and {_FEW}",
         add="nothing",
     ),
     Metric(
@@ -456,6 +680,15 @@ METRICS: tuple[Metric, ...] = (
         (),
         "Queue pairs that leave and had a packet within idle_after.",
         _one(lambda s: s.qps_active),
+        add="`qpd_qps_known`: never, that includes them",
+    ),
+    Metric(
+        "qpd_qps_paired",
+        "gauge",
+        "queue pairs",
+        (),
+        "Queue pairs that leave and whose other direction is known, by evidence in the packets.",
+        _one(lambda s: s.qps_paired),
         add="`qpd_qps_known`: never, that includes them",
     ),
     Metric(
@@ -519,13 +752,17 @@ METRICS: tuple[Metric, ...] = (
 )
 
 
+_OPENMETRICS_2 = "application/openmetrics-text; version=2."
+
+
 class _Snapshot(Collector):
-    def __init__(self, snapshot: MetricsSnapshot) -> None:
+    def __init__(self, snapshot: MetricsSnapshot, *, native: bool) -> None:
         self._snapshot = snapshot
+        self._native = native
 
     def collect(self) -> Iterator[Family]:
         for metric in METRICS:
-            family = metric.family(self._snapshot)
+            family = metric.family(self._snapshot, native=self._native)
             if family is not None:
                 yield family
 
@@ -536,10 +773,11 @@ def exposition(snapshot: MetricsSnapshot, accept: str = "") -> tuple[bytes, str]
     Adds the client library's ``process_*`` metrics of this process. Takes time in proportion to the series:
     call it in a thread where there are many.
     """
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(snapshot))
-    ProcessCollector(registry=registry)
     encode, content_type = choose_encoder(accept)
+    registry = CollectorRegistry(auto_describe=False)
+    # Native histograms are part of OpenMetrics 2 only; the other formats would write them as samples of value 0.
+    registry.register(_Snapshot(snapshot, native=_OPENMETRICS_2 in content_type))
+    ProcessCollector(registry=registry)
     return encode(registry), content_type
 
 
@@ -557,6 +795,9 @@ def document() -> str:
         "OpenMetrics. Counters of packets and bytes live in the kernel: they go on while the daemon restarts and end",
         "with `qpd detach`. Besides the metrics below there are the client library's `process_*`",
         "(`process_resident_memory_bytes` and others) for the daemon itself.",
+        "",
+        "Who asks for OpenMetrics 2 also gets `qpd_path_rtt_seconds` as a native histogram (buckets 4.4 % wide); the",
+        "classic one has two buckets a doubling. Prometheus' own servers ask for other formats today.",
         "",
         "Series per queue pair exist for the busiest `metrics.qp_series_max` (default 200) only;",
         "`qpd_qp_series_dropped` says how many are not shown, and `qpctl qps` shows all. A queue pair's series ends",

@@ -7,7 +7,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 from typing import Literal, Protocol
 
 import numpy as np
@@ -22,9 +23,17 @@ from qpd.api.state import QueryError, UnknownPath
 from qpd.census import NOWHERE, Census, Steering, take_census
 from qpd.core.planner import Planner
 from qpd.core.slots import qp_hash, slot_of
-from qpd.kernel.layout import unpack_address
-from qpd.kernel.maps import Counters, Maps, TapSession
-from qpd.metrics import BfdSample, Distribution, MetricsSnapshot, PathSample, QpSample
+from qpd.kernel.layout import QP_KEY, pack_qp_key, unpack_address
+from qpd.kernel.maps import Counters, Maps, RoundTrips, TapSession
+from qpd.metrics import (
+    BfdSample,
+    Distribution,
+    FaultSample,
+    MetricsSnapshot,
+    NeverFalling,
+    PathSample,
+    QpSample,
+)
 from qpd.model import (
     NO_GROUP,
     Address,
@@ -39,6 +48,7 @@ from qpd.model import (
     QueuePairKey,
     Verdict,
 )
+from qpd.rtt import Recent, distribution, quantile_ns
 from qpd.settings import Settings
 
 _SMALL = 4096
@@ -98,6 +108,8 @@ class View:
     steering: bool = False
     """True once the first full picture of the kernel has been applied."""
     census: Census = field(default_factory=Census)
+    _recent: Recent = field(default_factory=Recent)
+    _never_falling: NeverFalling = field(default_factory=NeverFalling)
 
     # --- what the API asks
 
@@ -136,6 +148,9 @@ class View:
     def paths(self) -> list[PathRow]:
         """All paths, by id."""
         census, counters, now = self._census(), self.rooms.maps.counters(), time.monotonic()
+        out, in_ = (_faults(counters, hook) for hook in Hook)
+        counted = self.rooms.maps.round_trips()
+        trips = {path.id: self._recent.of(path.id, counted) for path in self.rooms.planner.paths}
         return [
             {
                 "id": path.id,
@@ -149,13 +164,20 @@ class View:
                 "qps": census.by_path.get(path.id, 0),
                 "packets": int(counters.packets[Hook.STEER, path.id]),
                 "bytes": int(counters.bytes[Hook.STEER, path.id]),
-                "lost": None,
-                "rtt_us": None,
+                "lost": out[path.id].lost,
+                "rtt_us": _microseconds(quantile_ns(trips[path.id], 0.5)),
                 "bfd": self._bfd(path),
                 "homes": census.by_home.get(path.id, 0),
                 "packets_in": int(counters.packets[Hook.OBSERVE, path.id]),
                 "bytes_in": int(counters.bytes[Hook.OBSERVE, path.id]),
                 "since_s": round(max(0.0, now - path.since), 3),
+                "lost_in": in_[path.id].lost,
+                "lost_at_host": out[path.id].lost_at_host + in_[path.id].lost_at_host,
+                "retransmitted": out[path.id].retransmitted,
+                "out_of_order_in": in_[path.id].out_of_order,
+                "ecn_marked_in": in_[path.id].ecn_marked,
+                "rtt_p99_us": _microseconds(quantile_ns(trips[path.id], 0.99)),
+                "rtt_samples": int(trips[path.id].sum()),
             }
             for path in self.rooms.planner.paths
         ]
@@ -186,7 +208,7 @@ class View:
     async def explain(self, query: ExplainQuery) -> Explanation:
         """Why a QP uses its path, or which one it would use."""
         seen = await asyncio.to_thread(_seen, self._parts("out"), query)
-        row, home = None, None
+        row, home, reverse = None, None, None
         if seen is None:
             networks = await asyncio.to_thread(_networks, self._parts("out"), query.dst)
             key, destination = _unseen(query, networks)
@@ -195,6 +217,7 @@ class View:
             destination = unpack_address(bytes(seen.values["destination"][0]))
             home = int(seen.values["home"][0])
             row = rows(seen, np.arange(1))[0]
+            reverse = self._reverse(row)
         planner = self.rooms.planner
         found = planner.explain_destination(destination)
         placed, gone = self.rooms.maps.placed(), self.rooms.maps.gone()
@@ -212,6 +235,7 @@ class View:
                 placement=Placement[self.rooms.settings.placement.upper()],
                 row=row,
                 home_id=home,
+                reverse=reverse,
             )
         )
 
@@ -228,6 +252,7 @@ class View:
         most = rooms.settings.metrics.qp_series_max
         qps = await asyncio.to_thread(_busiest, self._parts("out"), most) if most else ()
         paths = self.rooms.planner.paths
+        faults, trips = [_faults(counters, hook) for hook in Hook], rooms.maps.round_trips()
         tapped = rooms.maps.sessions()
         sessions = [
             (path, session) for path in paths if (session := self.rooms.planner.session_of(path)) is not None
@@ -236,16 +261,25 @@ class View:
             version=qpd.__version__,
             node=rooms.settings.node,
             placement=rooms.settings.placement,
-            paths=tuple(self._sample(path, census, counters) for path in paths),
+            paths=self._never_falling.paths(
+                replace(
+                    self._sample(path, census, counters),
+                    faults_out=faults[Hook.STEER][path.id],
+                    faults_in=faults[Hook.OBSERVE][path.id],
+                    rtt=_distribution(trips, path.id),
+                )
+                for path in paths
+            ),
             bfd_sessions=tuple(self._bfd_sample(path, session, tapped) for path, session in sessions),
             verdicts={
                 (hook, verdict): count
                 for hook, verdicts in _verdicts(counters).items()
                 for verdict, count in verdicts.items()
             },
-            busiest=qps,
+            busiest=self._never_falling.qps(qps),
             qps_known=census.known,
             qps_active=census.active,
+            qps_paired=census.paired,
             qps_max=rooms.maps.qps_max(),
             groups=len(rooms.planner.groups),
             destinations=sum(len(group.destinations) for group in rooms.planner.groups),
@@ -278,6 +312,7 @@ class View:
     def count(self, steering: Steering) -> None:
         """Take the census; for a thread, with the steering of the moment."""
         self.census = take_census(self.rooms.maps, steering, time.monotonic_ns(), self._idle_ns())
+        self._recent.take(time.monotonic(), self.rooms.maps.round_trips())
 
     # --- helpers
 
@@ -295,6 +330,19 @@ class View:
             if path.name == name:
                 return path
         raise UnknownPath(name, tuple(path.name for path in paths))
+
+    def _reverse(self, row: QpRow) -> QpRow | None:
+        """The other direction of a QP that leaves, where it is known and has arrived."""
+        if row["peer_qp"] is None:
+            return None
+        key = QueuePairKey(row["vni"], ip_address(row["src"]), row["peer_qp"])
+        record = self.rooms.maps.qp(key, "arrivals")
+        if record is None:
+            return None
+        keys = np.frombuffer(pack_qp_key(key), QP_KEY)
+        names = {path.id: path.name for path in self.rooms.planner.paths}
+        arrived = QpTable(keys, np.array([record]), names, time.monotonic_ns(), self._idle_ns(), "in")
+        return rows(arrived, np.arange(1))[0]
 
     def _bfd(self, path: Path) -> BfdInfo | None:
         session = self.rooms.planner.session_of(path)
@@ -365,6 +413,32 @@ class View:
             yield QpTable(keys, values, names, time.monotonic_ns(), self._idle_ns(), direction)
 
 
+def _faults(counters: Counters, hook: Hook) -> list[FaultSample]:
+    """What went wrong with the packets of one direction, by path id.
+
+    A gap here tells of a loss before this leaf, a sender's step back that no gap explains of one behind it.
+    """
+    counted = counters.faults[hook]
+    late = counted["out_of_order"].astype(np.int64)
+    before = np.maximum(counted["missing"].astype(np.int64) - late, 0)
+    behind = counted["lost_behind"].astype(np.int64)
+    fabric, host = (behind, before) if hook is Hook.STEER else (before, behind)
+    columns = (fabric, host, late, counted["retransmitted"], counted["ecn_marked"])
+    return [FaultSample(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _distribution(trips: RoundTrips, path: int) -> Distribution | None:
+    return distribution(trips.buckets[path], int(trips.sum_ns[path])) if trips.samples[path] else None
+
+
+def _microseconds(nanoseconds: float | None) -> float | None:
+    return None if nanoseconds is None else round(nanoseconds / 1e3, 3)
+
+
+def _seconds(microseconds: float | None) -> float | None:
+    return None if microseconds is None else microseconds / 1e6
+
+
 def _verdicts(counters: Counters) -> dict[str, dict[str, int]]:
     return {
         hook.name.lower(): {
@@ -428,6 +502,15 @@ def _busiest(parts: Iterable[QpTable], most: int) -> tuple[QpSample, ...]:
             path=row["path"] or "",
             packets=row["packets"],
             bytes=row["bytes"],
+            lost=row["lost"],
+            lost_at_host=row["lost_at_host"],
+            retransmitted=row["retransmitted"],
+            out_of_order=row["out_of_order"],
+            naks=row["naks"],
+            cnps=row["cnps"],
+            ecn_marked=row["ecn_marked"],
+            rtt_seconds=_seconds(row["rtt_us"]),
+            rtt_min_seconds=_seconds(row["rtt_min_us"]),
         )
         for row in rows(best, np.arange(len(best.keys)))
     )

@@ -20,6 +20,7 @@ class Case:
     ``prefix``, ``group``: the route that covers ``destination`` (the outer address) and its paths; None: no route does.
     ``order``: path ids of the QP's slot, best first, padding allowed. ``living``: bits of the paths that serve.
     ``homes``: active QPs by home. ``row``: the QP where it has been seen, with ``home_id``, the id of its home.
+    ``reverse``: its other direction, where that is known.
     """
 
     key: QueuePairKey
@@ -33,6 +34,7 @@ class Case:
     placement: Placement
     row: QpRow | None = None
     home_id: int | None = None
+    reverse: QpRow | None = None
 
 
 def explain(case: Case) -> Explanation:
@@ -57,6 +59,8 @@ def explain(case: Case) -> Explanation:
         "path": _name(case, path),
         "why": _why(case, steps, home, path),
         "qp": case.row,
+        "fares": [] if case.row is None else _fares(case, case.row, path),
+        "reverse": case.reverse,
     }
 
 
@@ -173,6 +177,58 @@ def _seen(case: Case, row: QpRow, home: int | None, path: int | None, preferred:
     if row["path"] != used and row["path"] is not None:
         sentences.append(f"Its last packet, {_ago(row['idle_s'])} ago, still took {row['path']}.")
     return sentences
+
+
+def _fares(case: Case, row: QpRow, path: int | None) -> list[str]:
+    """What happened to its packets, and what is known of the other direction."""
+    return [_losses(row), *_congestion(row), _pair(case, row, path), *_round_trip(row)]
+
+
+def _losses(row: QpRow) -> str:
+    sent = _packets(row["packets"])
+    if row["lost_at_host"] is None:
+        if row["transport"] == "ud":
+            return f"{sent} left; datagrams do not tell whether one is missing."
+        return f"{sent} left, acknowledgements and the like, which do not tell whether one is missing."
+    before = f"{row['lost_at_host'] or 'none'} of them lost before this leaf"
+    if row["lost"] is None:
+        return f"{sent} left, {before}; nothing is sent again, so what is lost behind it does not show here."
+    again = f", {row['retransmitted']} sent again" if row["retransmitted"] else ""
+    return f"{sent} left{again}; {before}, {row['lost'] or 'none'} in the fabric behind it."
+
+
+def _congestion(row: QpRow) -> list[str]:
+    counted = (row["naks"], "NAK"), (row["cnps"], "CNP"), (row["ecn_marked"], "ECN CE mark")
+    seen = [f"{count} {name}{'' if count == 1 else 's'}" for count, name in counted if count]
+    return [f"Among them: {', '.join(seen)}."] if seen else []
+
+
+def _pair(case: Case, row: QpRow, path: int | None) -> str:
+    if row["peer_qp"] is None:
+        return "Which QP speaks with it is not known: its packets have not shown it for sure."
+    peer = f"QP {row['peer_qp']:#x} of {row['src']} speaks with it"
+    if case.reverse is None or case.reverse["path"] is None:
+        return f"{peer}; what it is sent has not arrived by an uplink."
+    planes = {known.name: known.plane for known in case.paths.values()}
+    arrives = case.reverse["path"]
+    used = _name(case, path)
+    if used is None or planes.get(arrives) != planes.get(used):
+        return f"{peer}; the other direction arrives by {arrives}."
+    return f"{peer}; the other direction arrives by {arrives}, on the same plane."
+
+
+def _round_trip(row: QpRow) -> list[str]:
+    if row["rtt_us"] is None or row["rtt_min_us"] is None or row["rtt_mean_us"] is None:
+        return []
+    last, least, mean = (f"{row[key]:.4g} us" for key in ("rtt_us", "rtt_min_us", "rtt_mean_us"))
+    count = row["rtt_samples"]
+    return [
+        f"Its round trips take {last} (the last one), {least} at least and {mean} in the mean of {count}."
+    ]
+
+
+def _packets(count: int) -> str:
+    return "1 packet" if count == 1 else f"{count} packets"
 
 
 def _absence(case: Case, home: int | None) -> str:

@@ -7,17 +7,25 @@ made a chunk at a time in a thread, so that the event loop answers others meanwh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qpd.api.queries import QpFilter
-from qpd.api.schemas import Direction, QpRow, QpState
-from qpd.kernel.layout import pack_address, unpack_address
+from qpd.api.schemas import Direction, QpRow, QpState, Transport
+from qpd.kernel.layout import PSN_KNOWN, pack_address, unpack_address
 from qpd.model import NO_GROUP, NO_PATH, Address
+
+
+class _Transport(IntEnum):
+    """Services by the highest three bits of the BTH's opcode (InfiniBand Architecture Specification 1, 9.2.1)."""
+
+    RC, UC, RD, UD, CNP, XRC = range(6)
+
 
 CHUNK = 500
 """Rows made at once: what an answer takes in memory, however long it is."""
@@ -115,6 +123,9 @@ def rows(
     last = values["last_seen_ns"].astype(np.int64)
     # last_seen comes from the tick's clock and may lie a tick before first_seen, or after `now`.
     idle = np.maximum(table.now_ns - np.maximum(last, first), 0)
+    seen = _sequences(values)
+    missing = _counts(_never_came(values), seen.numbered)
+    behind = _counts(values["lost_behind"], seen.resent)
     columns = zip(
         keys["vni"].tolist(),
         _texts(keys["dst"], names),
@@ -127,6 +138,16 @@ def rows(
         _states(values, idle, table),
         values["packets"].tolist(),
         values["bytes"].tolist(),
+        behind if out else missing,
+        missing if out else behind,
+        _counts(values["retransmitted"], seen.resent),
+        _counts(values["out_of_order"], seen.numbered),
+        _counts(_naks(values), seen.reliable),
+        values["cnps"].tolist(),
+        values["ecn_marked"].tolist(),
+        *_round_trips(values),
+        [qp or None for qp in values["peer_qp"].tolist()],
+        [_TRANSPORTS.get(number) for number in values["transport"].tolist()],
         np.round(np.maximum(table.now_ns - first, 0) / 1e9, 3).tolist(),
         np.round(idle / 1e9, 3).tolist(),
         values["moves"].tolist(),
@@ -145,20 +166,25 @@ def rows(
             "state": state,
             "packets": packets,
             "bytes": octets,
-            "lost": None,
-            "retransmitted": None,
-            "out_of_order": None,
-            "naks": None,
-            "cnps": None,
-            "ecn_marked": None,
-            "rtt_us": None,
-            "peer_qp": None,
+            "lost": lost,
+            "retransmitted": retransmitted,
+            "out_of_order": out_of_order,
+            "naks": naks,
+            "cnps": cnps,
+            "ecn_marked": ecn_marked,
+            "rtt_us": rtt,
+            "peer_qp": peer,
             "age_s": age,
             "idle_s": quiet,
             "direction": table.direction,
             "destination": destination,
             "moves": moves,
             "source_port": port if out and vni else None,
+            "transport": transport,
+            "lost_at_host": at_host,
+            "rtt_min_us": rtt_min,
+            "rtt_mean_us": rtt_mean,
+            "rtt_samples": samples,
         }
         for (
             vni,
@@ -172,12 +198,86 @@ def rows(
             state,
             packets,
             octets,
+            lost,
+            at_host,
+            retransmitted,
+            out_of_order,
+            naks,
+            cnps,
+            ecn_marked,
+            rtt,
+            rtt_min,
+            rtt_mean,
+            samples,
+            peer,
+            transport,
             age,
             quiet,
             moves,
             port,
         ) in columns
     ]
+
+
+# --- What sequence numbers and responses have told ----------------------------------------------------------------
+
+_TRANSPORTS: dict[int, Transport] = {
+    _Transport.RC: "rc",
+    _Transport.UC: "uc",
+    _Transport.RD: "rd",
+    _Transport.UD: "ud",
+    _Transport.XRC: "xrc",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequences:
+    """What can be known of each QP's packets, as masks."""
+
+    reliable: npt.NDArray[np.bool_]
+    """Reliable connection: what is missing is asked for again."""
+    numbered: npt.NDArray[np.bool_]
+    """Connected, and packets with numbers of their own (not acknowledgements alone) have come by."""
+    resent: npt.NDArray[np.bool_]
+    """Both: what is sent again can be told."""
+
+
+def _sequences(values: npt.NDArray[Any]) -> _Sequences:
+    reliable = values["transport"] == _Transport.RC
+    connected = reliable | (values["transport"] == _Transport.UC)
+    numbered = connected & ((values["next_psn"] | values["next_response"]) & PSN_KNOWN != 0)
+    return _Sequences(reliable, numbered, numbered & reliable)
+
+
+def _never_came(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Passed over and not come later: unsigned counters of one entry, read while packets change them."""
+    never: npt.NDArray[np.int64] = np.maximum(
+        values["missing"].astype(np.int64) - values["out_of_order"].astype(np.int64), 0
+    )
+    return never
+
+
+def _naks(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    kinds = (values[name].astype(np.int64) for name in ("naks_sequence", "naks_rnr", "naks_remote"))
+    naks: npt.NDArray[np.int64] = np.sum(list(kinds), axis=0, dtype=np.int64)
+    return naks
+
+
+def _counts(column: npt.NDArray[Any], measured: npt.NDArray[np.bool_]) -> list[int | None]:
+    if measured.all():
+        return column.tolist()  # type: ignore[no-any-return]
+    return [count if known else None for count, known in zip(column.tolist(), measured.tolist(), strict=True)]
+
+
+def _round_trips(values: npt.NDArray[Any]) -> Iterator[list[float | None] | list[int]]:
+    """Last, least and mean in microseconds, and how many there are."""
+    samples = values["rtt_samples"].astype(np.int64)
+    any_ = samples > 0
+    mean = values["rtt_sum_ns"] / np.maximum(samples, 1)
+    for nanoseconds in (values["rtt_last_ns"], values["rtt_min_ns"], mean):
+        rounded = np.round(nanoseconds / 1e3, 3)
+        yield [value if known else None for value, known in zip(rounded.tolist(), any_.tolist(), strict=True)]
+    yield samples.tolist()
 
 
 _STATES: tuple[QpState, ...] = ("home", "away", "unsteered", "idle", "observed")

@@ -15,6 +15,9 @@ from typing_extensions import TypedDict
 Direction = Literal["out", "in"]
 """``out``: steered, leaves by an uplink. ``in``: observed, arrives by an uplink."""
 
+Transport = Literal["rc", "uc", "rd", "ud", "xrc"]
+"""InfiniBand's services. Of ``uc`` nothing is sent again; of ``ud``, datagrams, it does not show what is missing."""
+
 QpState = Literal["home", "away", "idle", "unsteered", "observed"]
 """``home``: uses its home. ``away``: uses a stand-in, as its home does not live or is no next hop of its destination.
 ``idle``: no packet for ``idle_after``. ``unsteered``: the kernel chose its way (no group, or no living path).
@@ -49,7 +52,9 @@ class PathRow(TypedDict):
     """RoCE packets that left by it."""
     bytes: int
     lost: int | None
+    """Packets that left by it and were lost in the fabric, as their being sent again shows; since it has its id."""
     rtt_us: float | None
+    """Median round-trip time of the last 10 to 20 s; null: no request was acknowledged in that time."""
     bfd: BfdInfo | None
     homes: int
     """Active QPs whose home it is: what ``balanced`` placement counts."""
@@ -57,6 +62,19 @@ class PathRow(TypedDict):
     bytes_in: int
     since_s: float
     """Seconds that it has been in this state."""
+    lost_in: int
+    """Packets that should have arrived by it and were lost in the fabric, as gaps show."""
+    lost_at_host: int
+    """Packets of its QPs lost between this leaf and its hosts, both ways: not the path's fault."""
+    retransmitted: int
+    """Packets that left by it and had been sent before."""
+    out_of_order_in: int
+    """Packets that arrived by it behind later ones."""
+    ecn_marked_in: int
+    """Packets that arrived by it with congestion experienced (ECN CE)."""
+    rtt_p99_us: float | None
+    rtt_samples: int
+    """Behind ``rtt_us`` and ``rtt_p99_us``."""
 
 
 class QpRow(TypedDict):
@@ -74,13 +92,21 @@ class QpRow(TypedDict):
     packets: int
     bytes: int
     lost: int | None
+    """In the fabric. ``out``: behind this leaf, by its sender's steps back (RC). ``in``: on the way here, by gaps."""
     retransmitted: int | None
+    """Sent again (RC)."""
     out_of_order: int | None
+    """Came here behind later ones, not sent again."""
     naks: int | None
-    cnps: int | None
-    ecn_marked: int | None
+    """Negative acknowledgements among its packets: something of the other direction is missing, early or refused."""
+    cnps: int
+    """Congestion notification packets among them."""
+    ecn_marked: int
+    """With congestion experienced (ECN CE)."""
     rtt_us: float | None
+    """The last one; null while ``peer_qp`` is null."""
     peer_qp: int | None
+    """The QP at ``src`` that speaks with it; null: no evidence yet, or none that is sure."""
     age_s: float
     """Since its first packet."""
     idle_s: float
@@ -92,6 +118,13 @@ class QpRow(TypedDict):
     """How often its path changed."""
     source_port: int | None
     """Outer UDP source port that VXLAN gets for it."""
+    transport: Transport | None
+    """Service of its last packet; null: none that is known."""
+    lost_at_host: int | None
+    """Between this leaf and its host. ``out``: before they came here, by gaps. ``in``: behind this leaf (RC)."""
+    rtt_min_us: float | None
+    rtt_mean_us: float | None
+    rtt_samples: int
 
 
 class GroupMember(TypedDict):
@@ -212,6 +245,10 @@ class Explanation(TypedDict):
     why: list[str]
     """The reasons, in sentences."""
     qp: QpRow | None
+    fares: list[str]
+    """How its packets have fared, in sentences; empty for a QP that has not been seen."""
+    reverse: QpRow | None
+    """Its other direction, where the peer is known and its packets arrive here."""
 
 
 class EventRecord(TypedDict):

@@ -52,24 +52,30 @@ def _detection(row: PathRow) -> str:
 PATH_COLUMNS = (
     Column("NAME", lambda r: r["name"]),
     Column("ID", lambda r: str(r["id"]), right=True, wide=True),
-    Column("INTERFACE", lambda r: r["interface"], rank=4),
-    Column("NEXT HOP", lambda r: r["next_hop"], rank=9),
-    Column("PLANE", lambda r: r["plane"], rank=8),
+    Column("INTERFACE", lambda r: r["interface"], rank=8),
+    Column("NEXT HOP", lambda r: r["next_hop"], rank=12),
+    Column("PLANE", lambda r: r["plane"], rank=11),
     Column("WEIGHT", lambda r: str(r["weight"]), right=True, wide=True),
     Column("STATE", _state, style=lambda r: state_style(r["state"])),
-    Column("SINCE", lambda r: duration(r["since_s"]), rank=7, right=True),
+    Column("SINCE", lambda r: duration(r["since_s"]), rank=10, right=True),
     Column("QPS", lambda r: str(r["qps"]), right=True),
-    Column("HOMES", lambda r: str(r["homes"]), rank=3, right=True),
+    Column("HOMES", lambda r: str(r["homes"]), rank=7, right=True),
     Column("PACKETS", lambda r: si(r["packets"]), rank=1, right=True),
-    Column("BYTES", lambda r: si(r["bytes"]), rank=2, right=True),
+    Column("BYTES", lambda r: si(r["bytes"]), rank=3, right=True),
     Column("PACKETS IN", lambda r: si(r["packets_in"]), right=True, wide=True),
     Column("BYTES IN", lambda r: si(r["bytes_in"]), right=True, wide=True),
-    Column("LOST", lambda r: si(r["lost"]), rank=6, right=True),
-    Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=6, right=True),
+    Column("LOST", lambda r: si(r["lost"]), rank=4, right=True),
+    Column("LOST IN", lambda r: si(r["lost_in"]), rank=5, right=True),
+    Column("LOST AT HOST", lambda r: si(r["lost_at_host"]), right=True, wide=True),
+    Column("RETRANS", lambda r: si(r["retransmitted"]), right=True, wide=True),
+    Column("REORDERED IN", lambda r: si(r["out_of_order_in"]), right=True, wide=True),
+    Column("ECN IN", lambda r: si(r["ecn_marked_in"]), right=True, wide=True),
+    Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=2, right=True),
+    Column("RTT P99", lambda r: microseconds(r["rtt_p99_us"]), rank=9, right=True),
     Column(
         "BFD",
         lambda r: r["bfd"]["state"] if r["bfd"] else "-",
-        rank=5,
+        rank=6,
         style=lambda r: state_style(r["bfd"]["state"]) if r["bfd"] else "",
     ),
     Column("DETECTION", _detection, wide=True, right=True),
@@ -77,31 +83,35 @@ PATH_COLUMNS = (
 
 
 QP_COLUMNS = (
-    Column("VNI", lambda r: str(r["vni"]), rank=5, right=True),
+    Column("VNI", lambda r: str(r["vni"]), rank=6, right=True),
     Column("DST", lambda r: r["dst"]),
     Column("QP", lambda r: f"{r['dest_qp']:#x}", right=True),
-    Column("SRC", lambda r: r["src"], rank=4),
+    Column("SRC", lambda r: r["src"], rank=5),
+    Column("PEER", lambda r: "-" if r["peer_qp"] is None else f"{r['peer_qp']:#x}", rank=8, right=True),
     Column("VIA", lambda r: r["destination"], wide=True),
-    Column("PEER QP", lambda r: "-" if r["peer_qp"] is None else f"{r['peer_qp']:#x}", wide=True, right=True),
-    Column("SLOT", lambda r: "-" if r["slot"] is None else str(r["slot"]), rank=9, right=True),
+    Column("SLOT", lambda r: "-" if r["slot"] is None else str(r["slot"]), rank=12, right=True),
     Column(
         "PORT", lambda r: "-" if r["source_port"] is None else str(r["source_port"]), wide=True, right=True
     ),
-    Column("HOME", lambda r: r["home"] or "-", rank=3),
+    Column("HOME", lambda r: r["home"] or "-", rank=7),
     Column("PATH", lambda r: r["path"] or "-"),
     Column("STATE", lambda r: r["state"], style=lambda r: state_style(r["state"])),
+    Column("TRANSPORT", lambda r: (r["transport"] or "-").upper(), wide=True),
     Column("PACKETS", lambda r: si(r["packets"]), right=True),
-    Column("BYTES", lambda r: si(r["bytes"]), rank=1, right=True),
-    Column("LOST", lambda r: si(r["lost"]), rank=8, right=True),
-    Column("RETRANS", lambda r: si(r["retransmitted"]), wide=True, right=True),
+    Column("BYTES", lambda r: si(r["bytes"]), rank=3, right=True),
+    Column("LOST", lambda r: si(r["lost"]), rank=1, right=True),
+    Column("AT HOST", lambda r: si(r["lost_at_host"]), wide=True, right=True),
+    Column("RETRANS", lambda r: si(r["retransmitted"]), rank=11, right=True),
     Column("REORDERED", lambda r: si(r["out_of_order"]), wide=True, right=True),
     Column("NAKS", lambda r: si(r["naks"]), wide=True, right=True),
     Column("CNPS", lambda r: si(r["cnps"]), wide=True, right=True),
     Column("ECN", lambda r: si(r["ecn_marked"]), wide=True, right=True),
-    Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=8, right=True),
-    Column("MOVES", lambda r: str(r["moves"]), rank=6, right=True),
-    Column("AGE", lambda r: duration(r["age_s"]), rank=7, right=True),
-    Column("IDLE", lambda r: duration(r["idle_s"]), rank=2, right=True),
+    Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=2, right=True),
+    Column("RTT MIN", lambda r: microseconds(r["rtt_min_us"]), wide=True, right=True),
+    Column("RTT MEAN", lambda r: microseconds(r["rtt_mean_us"]), wide=True, right=True),
+    Column("MOVES", lambda r: str(r["moves"]), rank=9, right=True),
+    Column("AGE", lambda r: duration(r["age_s"]), rank=10, right=True),
+    Column("IDLE", lambda r: duration(r["idle_s"]), rank=4, right=True),
 )
 
 STEP_COLUMNS = (
@@ -210,7 +220,7 @@ def explanation(out: Console, answer: Explanation, wide: bool) -> None:
     if answer["order"]:
         show(out, STEP_COLUMNS, [{**step, "role": _role(step, answer)} for step in answer["order"]], wide)
         out.print()
-    for sentence in answer["why"]:
+    for sentence in [*answer["why"], *answer["fares"]]:
         wrapped(out, Text("- "), sentence)
 
 

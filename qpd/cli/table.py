@@ -64,7 +64,9 @@ def lines(
         }
         result.append(_line(shown, widths, cells))
     if left_out:
-        result.append(Text(f"(no room for {', '.join(left_out)}: -o wide shows all)", style="dim"))
+        note = f"(no room for {', '.join(left_out)}: -o wide shows all)"
+        longest = max(len(name) for name in left_out) + len("(no room for ,")
+        result += [Text(part, style="dim") for part in textwrap.wrap(note, max(width or 0, longest))]
     return result
 
 

@@ -43,8 +43,11 @@ def take(client: Client, now: float) -> Picture:
     return Picture(now, client.get("status"), client.get("paths"), client.get("qps", limit=_QPS_ASKED))
 
 
-Rates = dict[Any, tuple[float, float]]
-"""Path name or QP to packets and bits a second."""
+Rates = dict[Any, tuple[float, float, float]]
+"""Path name or QP to packets, bits and lost packets a second."""
+
+
+_STILL = (0.0, 0.0, 0.0)
 
 
 def path_rates(before: Picture, after: Picture) -> Rates:
@@ -75,8 +78,14 @@ def _rates(
             # A QP that was forgotten and came back counts from 0 again.
             packets = max(0, row["packets"] - base[key]["packets"])
             octets = max(0, row["bytes"] - base[key]["bytes"])
-            rates[key] = (packets / elapsed, octets * 8 / elapsed)
+            lost = max(0, _lost(row) - _lost(base[key]))
+            rates[key] = (packets / elapsed, octets * 8 / elapsed, lost / elapsed)
     return rates
+
+
+def _lost(row: Any) -> int:  # noqa: ANN401 - PathRow or QpRow
+    """In the fabric: of a path both ways, of a QP on its way from here."""
+    return int((row["lost"] or 0) + row.get("lost_in", 0))
 
 
 def _key(row: QpRow) -> tuple[int, str, int]:
@@ -86,7 +95,7 @@ def _key(row: QpRow) -> tuple[int, str, int]:
 def picture(before: Picture, after: Picture, width: int, height: int) -> Text:
     """The screen's content, at most ``height`` lines."""
     of_path, of_qp = path_rates(before, after), qp_rates(before, after)
-    total = sum(bits for _, bits in of_path.values()) or 1.0
+    total = sum(bits for _, bits, _ in of_path.values()) or 1.0
     info = after.status
     head = Text.assemble(
         (info["node"], "bold"),
@@ -100,22 +109,24 @@ def picture(before: Picture, after: Picture, width: int, height: int) -> Text:
         Column("QPS", lambda r: str(r["qps"]), right=True),
         Column("PACKETS/S", lambda r: _rate(of_path, r["name"], 0), rank=1, right=True),
         Column("BIT/S", lambda r: _rate(of_path, r["name"], 1), right=True),
-        Column("SHARE", lambda r: _bar(of_path.get(r["name"], (0.0, 0.0))[1] / total), rank=2),
+        Column("SHARE", lambda r: _bar(of_path.get(r["name"], _STILL)[1] / total), rank=4),
+        Column("LOST/S", lambda r: _rate(of_path, r["name"], 2), rank=2, right=True),
         Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=3, right=True),
-        Column("LOST", lambda r: si(r["lost"]), rank=3, right=True),
+        Column("RTT P99", lambda r: microseconds(r["rtt_p99_us"]), rank=5, right=True),
     )
     qp_columns = (
         Column("DST", lambda r: r["dst"]),
         Column("QP", lambda r: f"{r['dest_qp']:#x}", right=True),
-        Column("SRC", lambda r: r["src"], rank=3),
+        Column("SRC", lambda r: r["src"], rank=5),
         Column("PATH", lambda r: r["path"] or "-"),
         Column("STATE", lambda r: r["state"], style=lambda r: state_style(r["state"])),
         Column("PACKETS/S", lambda r: _rate(of_qp, _key(r), 0), rank=1, right=True),
         Column("BIT/S", lambda r: _rate(of_qp, _key(r), 1), right=True),
-        Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=4, right=True),
-        Column("IDLE", lambda r: duration(r["idle_s"]), rank=2, right=True),
+        Column("LOST/S", lambda r: _rate(of_qp, _key(r), 2), rank=2, right=True),
+        Column("RTT", lambda r: microseconds(r["rtt_us"]), rank=3, right=True),
+        Column("IDLE", lambda r: duration(r["idle_s"]), rank=4, right=True),
     )
-    busiest = sorted(after.qps, key=lambda row: of_qp.get(_key(row), (0.0, 0.0))[1], reverse=True)
+    busiest = sorted(after.qps, key=lambda row: of_qp.get(_key(row), _STILL)[1], reverse=True)
     content = [head, Text(), *lines(path_columns, after.paths, width), Text()]
     content += lines(qp_columns, busiest[:height], width)
     return Text("\n").join(content[: max(1, height)])

@@ -20,8 +20,16 @@ from qpd.api.schemas import BfdInfo, Explanation, GroupRow, PathRow, QpRow, Stat
 from qpd.api.server import ApiServer
 from qpd.api.state import QueryError, UnknownPath
 from qpd.core.slots import qp_hash, slot_of, slot_table, source_port_of
-from qpd.kernel.layout import QP, QP_KEY, pack_address
-from qpd.metrics import BfdSample, MetricsSnapshot, PathSample, QpSample
+from qpd.kernel.layout import PSN_KNOWN, QP, QP_KEY, pack_address
+from qpd.metrics import (
+    BfdSample,
+    Distribution,
+    FaultSample,
+    MetricsSnapshot,
+    Native,
+    PathSample,
+    QpSample,
+)
 from qpd.model import (
     NO_PATH,
     Address,
@@ -40,6 +48,7 @@ from qpd.settings import Settings
 
 VNI = 10010
 SECOND = 1_000_000_000
+ROUND_TRIPS = Distribution((0.0001, 0.001), (50, 9, 1), 0.006, Native(2, {-54: 50, -44: 9, -39: 1}))
 
 
 class FakeState:
@@ -102,6 +111,21 @@ class FakeState:
             values["source_port"][position] = source_port_of(hash_)
         values["home"] = number % len(self.paths_by_id)
         values["path"] = values["home"]
+        # Reliable connections, but for the last QP, which sends datagrams; every fourth has not shown its peer yet.
+        values["next_psn"] = PSN_KNOWN | 1000
+        values["acked_psn"] = PSN_KNOWN | 990
+        paired = number % 4 != 3
+        values["peer_qp"][paired] = 0x41 + number[paired]
+        values["rtt_samples"][paired] = 60
+        values["rtt_last_ns"], values["rtt_min_ns"] = 84_200 + 100 * number % 9000, 79_100
+        values["rtt_sum_ns"][paired] = 60 * 86_500
+        lossy = number % 8 == 2
+        values["lost_behind"][lossy], values["retransmitted"][lossy] = 2, 17
+        values["missing"][lossy], values["out_of_order"][lossy] = 4, 1
+        if count > 1:
+            for name in ("next_psn", "acked_psn", "peer_qp", "rtt_samples", "rtt_sum_ns", "lost_behind"):
+                values[name][-1] = 0
+            values["transport"][-1] = 3
 
     # --- what happens to the leaf
 
@@ -223,16 +247,26 @@ class FakeState:
                     "qps": int(there.sum()),
                     "packets": int(self.values["packets"][there].sum()),
                     "bytes": int(self.values["bytes"][there].sum()),
-                    "lost": None,
-                    "rtt_us": None,
+                    "lost": self._sum("lost_behind", there),
+                    "rtt_us": 86.5 if there.any() else None,
                     "bfd": bfd,
                     "homes": int((self.values["home"] == id_).sum()),
                     "packets_in": 1200 + id_,
                     "bytes_in": (1200 + id_) * 78,
                     "since_s": 1400.0,
+                    "lost_in": id_,
+                    "lost_at_host": self._sum("missing", there) - self._sum("out_of_order", there),
+                    "retransmitted": self._sum("retransmitted", there),
+                    "out_of_order_in": 0,
+                    "ecn_marked_in": 3 * id_,
+                    "rtt_p99_us": 131.2 if there.any() else None,
+                    "rtt_samples": self._sum("rtt_samples", there),
                 }
             )
         return result
+
+    def _sum(self, name: str, which: npt.NDArray[np.bool_]) -> int:
+        return int(self.values[name][which].sum())
 
     def groups(self) -> list[GroupRow]:
         return [
@@ -318,6 +352,9 @@ class FakeState:
                     packets_in=row["packets_in"],
                     bytes_in=row["bytes_in"],
                     failovers=self.failovers.get(row["name"], {}),
+                    faults_out=FaultSample(row["lost"] or 0, 3, 1, row["retransmitted"], 0),
+                    faults_in=FaultSample(row["lost_in"], 0, row["out_of_order_in"], 5, row["ecn_marked_in"]),
+                    rtt=ROUND_TRIPS if row["rtt_samples"] else None,
                 )
                 for row in self.paths()
             ),
@@ -339,11 +376,21 @@ class FakeState:
                     row["path"] or "",
                     row["packets"],
                     row["bytes"],
+                    row["lost"],
+                    row["lost_at_host"],
+                    row["retransmitted"],
+                    row["out_of_order"],
+                    row["naks"],
+                    row["cnps"],
+                    row["ecn_marked"],
+                    None if row["rtt_us"] is None else row["rtt_us"] / 1e6,
+                    None if row["rtt_min_us"] is None else row["rtt_min_us"] / 1e6,
                 )
                 for row in busiest
             ),
             qps_known=len(self.keys),
             qps_active=len(self.keys),
+            qps_paired=int(np.count_nonzero(self.values["peer_qp"])),
             qps_max=131072,
             groups=1,
             destinations=len(self.prefixes),

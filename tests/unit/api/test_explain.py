@@ -178,3 +178,42 @@ def test_an_unseen_qp_goes_where_the_placement_rule_says(
     wanted = place(order, living & members, placement, active, weights)
     assert answer["path"] == (None if wanted is None else f"spine{wanted + 1}")
     assert answer["home"] == answer["path"]
+
+
+def test_it_tells_how_the_packets_fared_and_which_qp_answers() -> None:
+    plain: QpRow = seen("spine3", "spine3") | {
+        "packets": 1200,
+        "lost": 2,
+        "retransmitted": 17,
+        "naks": 1,
+        "cnps": 3,
+    }
+    reverse: QpRow = {**plain, "direction": "in", "path": "spine3"}
+    told = explain(case(row=plain, home_id=2, reverse=reverse))
+    assert told["fares"] == [
+        "1200 packets left, 17 sent again; none of them lost before this leaf, 2 in the fabric behind it.",
+        "Among them: 1 NAK, 3 CNPs.",
+        "QP 0x41 of 10.1.0.11 speaks with it; the other direction arrives by spine3, on the same plane.",
+        "Its round trips take 84.2 us (the last one), 79.1 us at least and 86.5 us in the mean of 60.",
+    ]
+    assert told["reverse"] == reverse
+    reverse["path"] = "spine1"
+    elsewhere = explain(case(row=plain, home_id=2, reverse=reverse))
+    assert "QP 0x41 of 10.1.0.11 speaks with it; the other direction arrives by spine1." in elsewhere["fares"]
+
+
+def test_it_tells_what_cannot_be_known() -> None:
+    nothing = dict.fromkeys(
+        ("lost", "lost_at_host", "retransmitted", "out_of_order", "naks", "peer_qp", "rtt_us")
+    )
+    datagrams = seen("spine3", "spine3") | nothing | {"transport": "ud", "packets": 1}
+    assert explain(case(row=datagrams, home_id=2))["fares"] == [
+        "1 packet left; datagrams do not tell whether one is missing.",
+        "Which QP speaks with it is not known: its packets have not shown it for sure.",
+    ]
+    unreliable = seen("spine3", "spine3") | {"transport": "uc", "lost": None, "lost_at_host": 5, "packets": 9}
+    assert explain(case(row=unreliable, home_id=2))["fares"][0] == (
+        "9 packets left, 5 of them lost before this leaf; nothing is sent again, so what is lost behind it does not "
+        "show here."
+    )
+    assert explain(case())["fares"] == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qpd.api.queries import QpFilter
 from qpd.api.rows import CHUNK, QpTable, busiest, rows, select, stream, top
-from qpd.kernel.layout import QP, QP_KEY, pack_address
+from qpd.kernel.layout import PSN_KNOWN, QP, QP_KEY, pack_address
 from qpd.model import NO_GROUP, NO_PATH
 from tests.unit.api.fake_state import SECOND
 
@@ -29,6 +29,9 @@ def table(**fields: object) -> QpTable:
     for name, value in fields.items():
         values[name] = value
     return QpTable(keys, values, {0: "spine1", 1: "spine2"}, now_ns=100 * SECOND, idle_after_ns=30 * SECOND)
+
+
+MEASURED = {"next_psn": PSN_KNOWN | 7, "missing": 5, "out_of_order": 2, "lost_behind": 4, "retransmitted": 30}
 
 
 def test_a_row_says_what_the_map_holds() -> None:
@@ -50,10 +53,56 @@ def test_a_row_says_what_the_map_holds() -> None:
         "destination": "10.255.2.1",
         "moves": 2,
         "source_port": 65535,
-        **dict.fromkeys(
-            ("lost", "retransmitted", "out_of_order", "naks", "cnps", "ecn_marked", "rtt_us", "peer_qp")
-        ),
+        "transport": "rc",
+        "naks": 0,
+        "cnps": 0,
+        "ecn_marked": 0,
+        "rtt_samples": 0,
+        **dict.fromkeys(("lost", "lost_at_host", "retransmitted", "out_of_order", "peer_qp")),
+        **dict.fromkeys(("rtt_us", "rtt_min_us", "rtt_mean_us")),
     }
+
+
+def test_gaps_tell_of_losses_before_the_leaf_and_steps_back_of_those_behind_it() -> None:
+    """Which of them is the fabric depends on the direction."""
+    known = table(**MEASURED, naks_sequence=1, naks_rnr=2, naks_remote=3, cnps=8, ecn_marked=9)
+    out = rows(known, np.array([0]))[0]
+    assert (out["lost"], out["lost_at_host"]) == (4, 3)
+    assert (out["retransmitted"], out["out_of_order"], out["naks"]) == (30, 2, 6)
+    assert (out["cnps"], out["ecn_marked"]) == (8, 9)
+    in_ = rows(replace(known, direction="in"), np.array([0]))[0]
+    assert (in_["lost"], in_["lost_at_host"]) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("transport", "name", "measured"),
+    [
+        (0, "rc", {"lost", "lost_at_host", "retransmitted", "out_of_order", "naks"}),
+        (1, "uc", {"lost_at_host", "out_of_order"}),
+        (3, "ud", set()),
+        (4, None, set()),
+        (5, "xrc", set()),
+    ],
+)
+def test_a_transport_tells_what_it_can(transport: int, name: str | None, measured: set[str]) -> None:
+    row = rows(table(**MEASURED, transport=transport), np.array([0]))[0]
+    assert row["transport"] == name
+    told = {"lost", "lost_at_host", "retransmitted", "out_of_order", "naks"}
+    assert {key for key in told if dict(row)[key] is not None} == measured
+
+
+def test_a_late_packet_between_two_readings_makes_no_negative_loss() -> None:
+    row = rows(table(next_psn=PSN_KNOWN, missing=1, out_of_order=2), np.array([0]))[0]
+    assert row["lost_at_host"] == 0
+
+
+def test_round_trips_are_microseconds_and_the_peer_a_number() -> None:
+    timed = table(
+        peer_qp=0x77, rtt_samples=4, rtt_sum_ns=400_500, rtt_last_ns=2_000_000_000, rtt_min_ns=22_345
+    )
+    row = rows(timed, np.array([0]))[0]
+    assert (row["peer_qp"], row["rtt_samples"]) == (0x77, 4)
+    assert (row["rtt_us"], row["rtt_min_us"], row["rtt_mean_us"]) == (2_000_000.0, 22.345, 100.125)
 
 
 @pytest.mark.parametrize(

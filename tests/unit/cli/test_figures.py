@@ -96,7 +96,8 @@ def test_columns_are_left_out_by_rank_and_named() -> None:
         "NAME    LESS",
         "spine1     1",
         "s         22",
-        "(no room for LEAST: -o wide shows all)",
+        "(no room for LEAST:",
+        "-o wide shows all)",
     ]
     assert shown(3)[:3] == ["NAME", "spine1", "s"], "what identifies a row is never left out"
     assert shown(10, wide=True)[0] == "NAME    LEAST  LESS  HIDDEN"
@@ -109,15 +110,20 @@ def pictures(state: FakeState, packets: int, seconds: float) -> tuple[Picture, P
 
 
 def test_rates_are_differences_over_time() -> None:
-    before, after = pictures(FakeState(count=40), packets=1000, seconds=2.0)
-    assert path_rates(before, after)["dc1-spine1"] == (5000.0, 5000.0 * 4174 * 8)
-    assert qp_rates(before, after)[10010, "10.1.0.21", 0x11] == (500.0, 500.0 * 4174 * 8)
+    state = FakeState(count=40)
+    before, _ = pictures(state, packets=0, seconds=2.0)
+    state.values["lost_behind"][2] += 8
+    _, after = pictures(state, packets=1000, seconds=2.0)
+    assert path_rates(before, after)["dc1-spine1"] == (5000.0, 5000.0 * 4174 * 8, 0.0)
+    assert path_rates(before, after)["dc1-spine3"][2] == 4.0
+    assert qp_rates(before, after)[10010, "10.1.0.21", 0x11] == (500.0, 500.0 * 4174 * 8, 0.0)
+    assert qp_rates(before, after)[10010, "10.1.0.21", 0x12][2] == 4.0
 
 
 def test_a_qp_that_counts_from_zero_again_has_no_negative_rate() -> None:
     before, after = pictures(FakeState(count=4), packets=1000, seconds=1.0)
     assert set(qp_rates(after, Picture(20.0, before.status, before.paths, before.qps)).values()) == {
-        (0.0, 0.0)
+        (0.0, 0.0, 0.0)
     }
 
 

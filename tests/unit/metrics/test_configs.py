@@ -18,6 +18,7 @@ from tests.unit.metrics.test_metrics import ROOT, promtool
 RULES = ROOT / "configs/rules.yml"
 DASHBOARD = ROOT / "configs/grafana-dashboard.json"
 LABELS = {metric.name: set(metric.labels) for metric in METRICS}
+SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 # What Prometheus itself adds, and what the client library exports of every process.
 ADDED = {"instance", "job"}
 OF_THE_LIBRARY = {"process_resident_memory_bytes", "process_cpu_seconds_total", "up"}
@@ -44,7 +45,7 @@ def expressions() -> list[str]:
 @pytest.mark.parametrize("expression", expressions())
 def test_expressions_use_metrics_that_are_measured(expression: str) -> None:
     recorded = {rule["record"] for rule in rules() if "record" in rule}
-    measured = {metric.name for metric in METRICS if metric.read is not None}
+    measured = {metric.name + suffix for metric in METRICS for suffix in SUFFIXES[metric.kind]}
     names = set(re.findall(r"\b(?:\w+:qpd_[\w:]+|qpd_\w+|process_\w+|up)\b", expression))
     assert names
     assert names - OF_THE_LIBRARY - recorded <= measured
