@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qpd.lab import cli_fault, labfolder, state, wan
+from qpd.lab import cli_fault, guest, labfolder, state, wan
 from qpd.lab.console import Lab, err, one_lab, out
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import cli as experiments
@@ -49,6 +49,18 @@ def _defaulted_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@app.callback()
+def _options(
+    in_guest: Annotated[
+        bool,
+        typer.Option("--guest", help="Run the command in a virtual machine whose kernel has netem and VRF."),
+    ] = False,
+) -> None:
+    """See the application's own help; `main` takes --guest before typer sees it."""
+    if in_guest:
+        raise LabError("write --guest first: qplab --guest COMMAND")
 
 
 @app.command()
@@ -305,6 +317,8 @@ for command in (experiments.run, experiments.report, experiments.compare):
 def main() -> None:
     """Run qplab; what the user can mend is one line on stderr and exit status 2."""
     try:
+        if sys.argv[1:2] == ["--guest"] and len(sys.argv) > 2:
+            sys.exit(guest.run(sys.argv[2:]))
         app()
     except LabError as error:
         err.print("[red]qplab:[/red]", Text(str(error)), soft_wrap=True)

@@ -207,12 +207,14 @@ def test_a_fault_ends_with_its_command(two_dc: Fabric, number: signal.Signals) -
     link = two_dc.link("dc1-leaf1", "dc1-spine1")
     command = qplab(two_dc, "fault", "loss", "dc1-leaf1", "dc1-spine1")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("loss "), process.communicate()
-        assert all(lossy(two_dc, end) for end in link.ends)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().endswith(" s  loss dc1-leaf1 dc1-spine1 100\n")
+            assert all(lossy(two_dc, end) for end in link.ends)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     if number is signal.SIGKILL:
         assert all(lossy(two_dc, end) for end in link.ends)
         undone = subprocess.run(
