@@ -267,7 +267,7 @@ class Adapter:
             self._fail(qp)
             return
         self._schedule(qp, now)
-        deadline = qp.requester.deadline
+        deadline = qp.requester.deadline(now)
         if deadline is not None and deadline < qp.armed:
             qp.armed = deadline
             heapq.heappush(self._timers, (deadline, qp.own.qp))
@@ -277,13 +277,15 @@ class Adapter:
             self.failed.append(qp)
 
     def _expire(self, now: float) -> None:
+        due = []
         while self._timers and self._timers[0][0] <= now:
             at, number = heapq.heappop(self._timers)
             qp = self.qps[number]
             # Deadlines move on with every acknowledgement; the heap learns of it only here.
-            if at > qp.armed:
-                continue
-            qp.armed = float("inf")
+            if at <= qp.armed:
+                qp.armed = float("inf")
+                due.append(qp)
+        for qp in due:
             qp.requester.on_time(now)
             self._look(qp, now)
 

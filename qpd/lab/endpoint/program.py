@@ -47,7 +47,7 @@ class Source:
     begin: float = 0.0
     posted: int = 0
     stopped: bool = False
-    _depth: int = field(default=0, init=False)
+    _by_qp: dict[int, int] = field(default_factory=dict, init=False)
 
     def go(self, now: float) -> None:
         """Begin."""
@@ -55,8 +55,8 @@ class Source:
         if self.rate is None:
             packets = -(-self.message // self.adapter.transport.mtu)
             # Enough for the window, and one that is completed.
-            self._depth = 1 + -(-self.adapter.transport.window // packets)
-            for qp in self.qps * self._depth:
+            depth = 1 + -(-self.adapter.transport.window // packets)
+            for qp in self.qps * depth:
                 self._post(qp)
 
     def work(self, now: float) -> float:
@@ -81,8 +81,10 @@ class Source:
         return self.limit is not None and self.posted >= self.limit * len(self.qps)
 
     def _post(self, qp: QueuePair) -> None:
-        if self.stopped or self.finished:
+        posted = self._by_qp.get(qp.own.qp, 0)
+        if self.stopped or posted == self.limit:
             return
+        self._by_qp[qp.own.qp] = posted + 1
         self.posted += 1
         request = Request(0, self.message, None if self.operation == "send" else 0)
         if self.operation == "write-immediate":

@@ -127,19 +127,13 @@ class Requester:
             and now >= self._resume
         )
 
-    @property
-    def deadline(self) -> float | None:
-        """When `on_time` must be called next; None: not before something else happens."""
+    def deadline(self, now: float) -> float | None:
+        """When `on_time` and `ready` must be asked next; None: not before something else happens."""
         if self.error is not None:
             return None
-        waiting = (
-            self._resume
-            if self._resume and self.next < self.end and self.next - self.una < self.transport.window
-            else None
-        )
-        if waiting is None or self._expiry is None:
-            return self._expiry if waiting is None else waiting
-        return min(waiting, self._expiry)
+        if self._resume > now and self.next < self.end and self.next - self.una < self.transport.window:
+            return self._resume if self._expiry is None else min(self._resume, self._expiry)
+        return self._expiry
 
     def transmit(self, now: float, budget: int) -> list[Segment]:
         """What is to be sent now: at most `budget` packets, and what window and rate allow."""

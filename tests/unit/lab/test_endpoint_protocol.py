@@ -69,8 +69,10 @@ class Pair:
             if self.requester.error is not None or (self.requester.idle and not self._wire):
                 return
             times = [entry[0] for entry in self._wire[:1]]
-            if self.requester.deadline is not None:
-                times.append(self.requester.deadline)
+            deadline = self.requester.deadline(self.now)
+            if deadline is not None:
+                assert deadline > self.now, "what is due now has been done"
+                times.append(deadline)
             assert times, "nothing is on its way, nothing is waited for, and yet not all is acknowledged"
             self.now = max(self.now, min(times))
             while self._wire and self._wire[0][0] <= self.now:
@@ -233,7 +235,7 @@ def test_receiver_not_ready_is_tried_again_after_its_time() -> None:
     pair._deliver(naks[0])
     pair._wire.clear()
     assert not pair.requester.ready(pair.now)
-    assert pair.requester.deadline == pytest.approx(FLIGHT + rnr_seconds(16))
+    assert pair.requester.deadline(pair.now) == pytest.approx(FLIGHT + rnr_seconds(16))
     pair.responder.post_receive(0, 0)
     pair.run()
     assert pair.delivered == [1]
