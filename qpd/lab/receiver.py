@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ _CHUNK = 1 << 16
 _QUIET = 0.15
 """Seconds without a packet after which, once SIGTERM has come, nothing more is expected."""
 _SO_RCVBUFFORCE, _SO_MEMINFO = 33, 55
+_GAPS = 16
 _HALF = roce.PSN_MODULUS // 2
 
 _RECORD = np.dtype([("qp", "u4"), ("psn", "u4"), ("time", "i8"), ("length", "u4")])
@@ -49,6 +50,8 @@ class Arrivals:
     duplicates: int = 0
     out_of_order: int = 0
     """Packets whose PSN was below one that had come before."""
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    """Begin and length of the longest gaps, the longest first: that one and a few more."""
 
 
 class Tracker:
@@ -87,10 +90,11 @@ class Tracker:
         self._latest[qp] = int(unfolded[-1])
 
         gaps = np.diff(times, prepend=known.last_ns)
-        widest = int(np.argmax(gaps))
-        if gaps[widest] > known.gap_ns:
-            known.gap_ns = int(gaps[widest])
-            known.gap_begin_ns = int(times[widest]) - known.gap_ns
+        longest = np.argsort(-gaps, kind="stable")[:_GAPS]
+        found = [(int(times[index] - gaps[index]), int(gaps[index])) for index in longest if gaps[index] > 0]
+        known.gaps = sorted([*known.gaps, *found], key=lambda gap: (-gap[1], gap[0]))[:_GAPS]
+        if known.gaps:
+            known.gap_begin_ns, known.gap_ns = known.gaps[0]
         highest = np.maximum.accumulate(np.concatenate(([known.last_psn], unfolded)))
         known.out_of_order += int(np.count_nonzero(unfolded < highest[:-1]))
         known.packets += len(group)

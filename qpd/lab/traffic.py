@@ -33,26 +33,28 @@ class Flow:
     rate: float | None = 500.0
     """Packets per second and QP; None: as fast as possible."""
     size: int = 1024
-    source_port: int | None = SOURCE_PORT
-    """None: a port for each QP, as Linux derives it."""
+    source_port: int | Sequence[int] | None = SOURCE_PORT
+    """One for all QPs, or one for each; None: a port for each, as Linux derives it."""
     opcode: roce.Opcode = roce.Opcode.SEND_ONLY
     family: int = 4
     ack_every: int = 16
     first_psn: int = 0
 
+    @property
+    def source_ports(self) -> list[int]:
+        """One for all QPs, or one for each."""
+        if self.source_port is None:
+            # The sender's own QP numbers: they are on no wire, but Linux derives ports from both.
+            return [roce.linux_source_port(0x800 + index, qp) for index, qp in enumerate(self.qps)]
+        return [self.source_port] if isinstance(self.source_port, int) else list(self.source_port)
+
     def spec(self, fabric: Fabric, duration: float | None, packets: int | None) -> Spec:
         """The sender's orders."""
-        ports = (
-            [self.source_port]
-            if self.source_port is not None
-            # The sender's own QP numbers: they are on no wire, but Linux derives ports from both.
-            else [roce.linux_source_port(0x800 + index, qp) for index, qp in enumerate(self.qps)]
-        )
         return Spec(
             source=fabric.address(self.source, self.family),
             destination=fabric.address(self.destination, self.family),
             qps=list(self.qps),
-            source_ports=ports,
+            source_ports=self.source_ports,
             rate=self.rate,
             size=self.size,
             opcode=int(self.opcode),

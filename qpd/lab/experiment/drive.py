@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from qpd.lab.experiment import seeds
+from qpd.lab.endpoint.connections import Numbering, SourcePorts
+from qpd.lab.errors import LabError
 from qpd.lab.experiment.model import ConstantRate, Steering
 from qpd.lab.fabric import Fabric
 from qpd.lab.faults import Fault, Schedule, Step
 from qpd.lab.inject import Injector, play_async
-from qpd.lab.traffic import SOURCE_PORT, Flow, Traffic
+from qpd.lab.traffic import Flow, Traffic
+from qpd.lab.workload import Execution, Workload
 
 
 @dataclass
@@ -45,6 +49,8 @@ class QpOutcome:
     """Constant rate: the longest gap at the receiver. RC: the longest time without progress."""
     silence_at_ns: int | None = None
     error: str | None = None
+    back: tuple[str, int] | None = None
+    """Where its answers go: address and queue pair; None where nothing is answered."""
 
 
 @dataclass
@@ -53,6 +59,8 @@ class Outcome:
 
     qps: list[QpOutcome] = field(default_factory=list)
     faults: list[Done] = field(default_factory=list)
+    iterations: list[dict[str, Any]] = field(default_factory=list)
+    """As Iteration.to_json() of qpd.lab.workload has them."""
     begin_ns: int = 0
     end_ns: int = 0
     nominal_gap_ns: int = 0
@@ -82,12 +90,17 @@ async def constant_rate(
         nominal_gap_ns=round(1e9 / workload.rate),
     )
     addresses = {host: fabric.address(host) for host in dict.fromkeys(flow.destination for flow in flows)}
-    ports = {(flow.destination, qp): port for flow in flows for qp, port in _ports(fabric, flow)}
+    ports = {
+        (flow.destination, qp): flow.source_ports[index % len(flow.source_ports)]
+        for flow in flows
+        for index, qp in enumerate(flow.qps)
+    }
     for one in result.qps:
-        gap_ns, gap_at = one.arrivals.gap_ns, one.arrivals.gap_begin_ns
-        # A QP that fell silent for good: the gap that never ended.
-        if one.arrivals.packets and result.end_ns - one.arrivals.last_ns > gap_ns:
-            gap_ns, gap_at = result.end_ns - one.arrivals.last_ns, one.arrivals.last_ns
+        gaps = [(begin, length) for begin, length in one.arrivals.gaps]
+        if one.arrivals.packets:
+            # The gap that had not ended: a QP that fell silent for good.
+            gaps.append((one.arrivals.last_ns, result.end_ns - one.arrivals.last_ns))
+        begin, length = silence(gaps, done)
         outcome.qps.append(
             QpOutcome(
                 source=one.source,
@@ -97,38 +110,93 @@ async def constant_rate(
                 sent_packets=one.sent,
                 received_packets=one.received,
                 received_bytes=one.received * workload.size,
-                silence_ns=gap_ns,
-                silence_at_ns=gap_at,
+                silence_ns=length,
+                silence_at_ns=begin,
             )
         )
     return outcome
 
 
+def silence(gaps: Sequence[tuple[int, int]], done: Sequence[Done]) -> tuple[int | None, int | None]:
+    """Begin and length of the longest gap that faults may have caused; of all gaps, where there were no faults.
+
+    A gap counts where it began before a fault's end and ended after its begin: one of another time is the machine's.
+    """
+    touching = [
+        (begin, length)
+        for begin, length in gaps
+        if not done
+        or any((one.end_ns is None or begin < one.end_ns) and begin + length > one.begin_ns for one in done)
+    ]
+    return max(touching, key=lambda gap: gap[1], default=(None, None))
+
+
 def constant_rate_flows(workload: ConstantRate, steering: Steering, seed: int) -> list[Flow]:
     """The flows with their queue pair numbers and source ports, all of which follow from the seed."""
-    numbers = seeds.qp_numbers(seed, workload.qps * len(workload.flows))
+    fixed = workload.source_ports == "fixed" and steering is not Steering.BINS
+    numbering = Numbering(seed, SourcePorts.FIXED if fixed else SourcePorts(steering.source_ports))
     flows = []
-    for index, flow in enumerate(workload.flows):
-        own = numbers[index * workload.qps : (index + 1) * workload.qps]
-        if steering is Steering.BINS:
-            # One sending process a port; QPs are dealt to them in turn.
-            ports = seeds.bin_ports(seed)
-            hands: list[tuple[int | None, list[int]]] = [
-                (port, own[number :: len(ports)]) for number, port in enumerate(ports)
-            ]
-        else:
-            hands = [(SOURCE_PORT if workload.source_ports == "fixed" else None, own)]
-        flows += [
-            Flow(flow.source, flow.destination, qps, workload.rate, workload.size, source_port=port)
-            for port, qps in hands
-            if qps
-        ]
+    for flow in workload.flows:
+        ends = numbering.connect(flow.source, flow.destination, workload.qps)
+        flows.append(
+            Flow(
+                flow.source,
+                flow.destination,
+                [one.destination.qp for one in ends],
+                workload.rate,
+                workload.size,
+                source_port=ends[0].source.source_port if fixed else [one.source.source_port for one in ends],
+            )
+        )
     return flows
 
 
-def _ports(fabric: Fabric, flow: Flow) -> list[tuple[int, int]]:
-    ports = flow.spec(fabric, None, None).source_ports
-    return list(zip(flow.qps, ports * len(flow.qps) if len(ports) == 1 else ports, strict=True))
+async def collective(
+    fabric: Fabric, workload: Workload, steering: Steering, schedule: Schedule, seed: int
+) -> Outcome:
+    """Run a workload of collective operations to its end; faults that are not over by then are undone.
+
+    Raises:
+        LabError: where a rank gives up, which is what a dead queue pair comes to.
+    """
+    workload = replace(workload, seed=seed, source_ports=SourcePorts(steering.source_ports))
+    addresses = {host: fabric.address(host) for host in workload.hosts}
+    async with Execution(fabric, workload) as execution:
+        await execution.start()
+        faults = asyncio.create_task(play_faults(fabric, schedule, time.monotonic()))
+        try:
+            report = await execution.report()
+        finally:
+            # Ended before its faults, or failed: either way what is left of them is undone now.
+            faults.cancel()
+            done = (await asyncio.gather(faults, return_exceptions=True))[0]
+    if report.failures:
+        raise LabError(f"a rank gave up: {'; '.join(report.failures)}")
+    if isinstance(done, BaseException):
+        if not isinstance(done, asyncio.CancelledError):
+            raise done
+        raise LabError("the workload ended before its faults were over: more iterations, or earlier faults")
+    outcome = Outcome(faults=done, begin_ns=report.begin_ns, end_ns=report.end_ns)
+    outcome.iterations = [iteration.to_json() for iteration in report.iterations]
+    for qp in report.qps:
+        outcome.qps.append(
+            QpOutcome(
+                source=qp.source,
+                destination=addresses[qp.destination],
+                qp=qp.destination_qp,
+                source_port=qp.source_port,
+                sent_packets=qp.packets,
+                received_bytes=qp.received_bytes,
+                retransmitted_packets=qp.retransmitted,
+                timeouts=qp.timeouts,
+                naks=qp.naks,
+                silence_ns=round(qp.stall_s * 1e9),
+                silence_at_ns=qp.stall_begin_ns,
+                back=(addresses[qp.source], qp.source_qp),
+                error=qp.error,
+            )
+        )
+    return outcome
 
 
 async def play_faults(fabric: Fabric, schedule: Schedule, begun: float) -> list[Done]:

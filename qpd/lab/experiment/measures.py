@@ -73,8 +73,8 @@ MEASURES = (
         "ms",
         1e3,
         "lower",
-        "The longest silence that any queue pair's receiver saw from the first fault on, less the nominal gap between "
-        "two packets. Only from queue pairs that were on a link that a fault hit.",
+        "The longest silence during a fault at the receiver of any queue pair that was on a link hit by it, less the "
+        "nominal gap between two packets. Where packets are acknowledged: the longest time without progress.",
         1,
     ),
     Measure(
@@ -83,7 +83,7 @@ MEASURES = (
         "ms",
         1e3,
         "lower",
-        "The same of queue pairs that were on other links: what the machine's own unrest is.",
+        "The same of queue pairs that were on other links: the machine's own unrest.",
         1,
     ),
     Measure(

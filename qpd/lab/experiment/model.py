@@ -16,17 +16,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    PlainValidator,
     PrivateAttr,
+    Tag,
     ValidationError,
     model_validator,
 )
 
 from qpd.lab import faults as faults_
+from qpd.lab import wan as wan_
 from qpd.lab.errors import LabError
+from qpd.lab.experiment.measures import BY_NAME
+from qpd.lab.workload import PROFILES, Workload
 from qpd.yamlfile import Document, Problem, SettingsError
 
 _TIMERS = re.compile(r"(\d+)x(\d+)")
@@ -83,11 +90,33 @@ def _faults(value: object) -> object:
         raise ValueError(f"is no schedule of faults: {error}") from None
 
 
+def _rate(value: object) -> object:
+    try:
+        return wan_.parse_rate(value)
+    except LabError as error:
+        raise ValueError(str(error)) from None
+
+
+def _shape(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return wan_.parse(value, "wan")
+    except LabError as error:
+        raise ValueError(f"is no wide-area link: {error}") from None
+
+
+def _measure(name: str) -> str:
+    if name not in BY_NAME:
+        raise ValueError(f"is no measure; measures are {', '.join(BY_NAME)}")
+    return name
+
+
 Timers = Annotated[tuple[int, int], BeforeValidator(_timers)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
 class Flow(_Section):
@@ -124,6 +153,54 @@ class ConstantRate(_Section):
         return list(dict.fromkeys(flow.destination for flow in self.flows))
 
 
+def _kind(value: object) -> str | None:
+    """Which of the workloads a mapping speaks of."""
+    if isinstance(value, ConstantRate):
+        return _CONSTANT_RATE
+    if isinstance(value, Workload):
+        return _COLLECTIVE
+    if not isinstance(value, Mapping):
+        return None
+    if value.get("kind") == _CONSTANT_RATE:
+        return _CONSTANT_RATE
+    return _COLLECTIVE if "profile" in value or value.get("kind") in _COLLECTIVES else None
+
+
+def _collective(value: object) -> Workload:
+    """A workload of the lab, or one of its profiles with other values."""
+    if isinstance(value, Workload):
+        return value
+    assert isinstance(value, Mapping)
+    given = dict(value)
+    profile = given.pop("profile", None)
+    if profile is not None and profile not in PROFILES:
+        raise ValueError(f"profile: there is no {profile!r}; profiles are {', '.join(PROFILES)}")
+    base = PROFILES[profile].to_mapping() if profile is not None else {}
+    try:
+        return Workload.from_mapping(_over(base, given))
+    except LabError as error:
+        raise ValueError(f"is no workload: {error}") from None
+
+
+_CONSTANT_RATE, _COLLECTIVE = "constant-rate", "collective"
+_COLLECTIVES = ("allreduce", "parameter-server")
+
+AnyWorkload = Annotated[
+    Annotated[ConstantRate, Tag(_CONSTANT_RATE)]
+    | Annotated[Workload, PlainValidator(_collective), Tag(_COLLECTIVE)],
+    Discriminator(_kind),
+]
+
+
+class Limit(_Section):
+    """A rate to which links are limited."""
+
+    rate: Annotated[int, BeforeValidator(_rate)]
+    """Bits per second; written as `20mbit`."""
+    queue: Annotated[int, Field(ge=10_000)] = 8_000_000
+    """Bytes that wait for the link before packets are lost: RoCE's networks are made not to lose any."""
+
+
 class FabricSection(_Section):
     """What the experiment runs on."""
 
@@ -133,6 +210,10 @@ class FabricSection(_Section):
     """BFD timers of the links that faults touch."""
     deadline: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """Seconds until the fabric must have converged."""
+    uplinks: Limit | None = None
+    """Limits the links between leaves and spines, both ways."""
+    wan: Annotated[wan_.Shape, BeforeValidator(_shape)] = wan_.PLAIN
+    """What the links between sites do: a `profile`, or `rtt_ms`, `jitter_ms`, `loss_percent`, `rate`."""
 
 
 class Condition(_Section):
@@ -173,12 +254,16 @@ class Experiment(_Section):
     question: str
     """What it is to find out, in a sentence or two; stands in the report."""
     fabric: FabricSection
-    workload: ConstantRate
+    workload: AnyWorkload
     conditions: Annotated[list[Condition], BeforeValidator(_conditions), Field(min_length=1)]
     baseline: str | None = None
     """The condition that the others are compared with; by default the first."""
+    figures: Annotated[list[Annotated[str, AfterValidator(_measure)]], Field(min_length=1)]
+    """The measures that the experiment is about, most important first: the report's table and plots."""
     faults: Annotated[Any, BeforeValidator(_faults)] = faults_.Schedule()
     """A schedule of faults, in seconds from the moment when all senders send."""
+    deadline: Annotated[float, Field(gt=0, le=36_000)] = 300.0
+    """Seconds after which a trial has failed."""
     fault_jitter: Annotated[float, Field(ge=0, le=60)] = 0.0
     """Each repetition begins its faults up to so many seconds later, drawn from the seed."""
     sweep: Sweep | None = None
@@ -310,7 +395,8 @@ def keys(model: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[str]
 
 
 def _explain(document: Document, error: Mapping[str, Any]) -> Problem:
-    parts = [str(part) for part in error["loc"]]
+    # The tag of a workload stands in the place of a key.
+    parts = [str(part) for part in error["loc"] if part not in {_CONSTANT_RATE, _COLLECTIVE}]
     key = ".".join(parts)
     plain = ".".join(part for part in parts if not part.isdecimal())
     return Problem(document.where(key), key, _message(plain, error))
@@ -324,6 +410,9 @@ def _message(key: str, error: Mapping[str, Any]) -> str:
         case "extra_forbidden":
             near = difflib.get_close_matches(key, [*keys(), "small"], n=1)
             return f"no such key; did you mean {near[0]}?" if near else "no such key; remove it"
+        case "union_tag_not_found":
+            kinds = ", ".join((_CONSTANT_RATE, *_COLLECTIVES))
+            return f"kind: give one of {kinds}, or a profile ({', '.join(PROFILES)})"
         case "missing":
             return "is missing; docs/experiments.md says what it holds"
         case "value_error":

@@ -99,6 +99,7 @@ def _meta(
             "repetitions": experiment.repetitions,
             "conditions": [condition.name for condition in experiment.conditions],
             "baseline": experiment.base,
+            "figures": list(experiment.figures),
             "sweep_label": sweep.label if sweep else "",
             "sweep_values": [str(value) for value in sweep.values] if sweep else [""],
             "file": {key: value for key, value in experiment.raw.items() if key not in {"title", "question"}},

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from qpd.lab.errors import LabError
-from qpd.lab.experiment import drive, reckon, seeds, tiers
-from qpd.lab.experiment.model import Condition, Experiment, Point
+from qpd.lab.experiment import drive, reckon, seeds, steered, tiers
+from qpd.lab.experiment.model import Condition, ConstantRate, Experiment, FabricSection, Limit, Point
 from qpd.lab.experiment.observation import Observation
 from qpd.lab.experiment.raw import Trial, Writer
-from qpd.lab.experiment.steered import resident_bytes, set_bfd, steered
 from qpd.lab.fabric import DEFAULT_BFD, Fabric
+from qpd.lab.faults import Schedule
 from qpd.lab.topology import Link
+from qpd.lab.wan import PLAIN
+from qpd.lab.workload import Workload
 
 MENDABLE = (LabError, OSError, subprocess.SubprocessError, asyncio.TimeoutError)
 """What ends a trial and not the run."""
@@ -93,6 +95,8 @@ class Runner:
         self._on_end = on_end
         self._rebuild = rebuild
         self._timers: dict[Link, tuple[int, int]] = {}
+        self._limit: Limit | None = None
+        self._own_shapes = {link: fabric.shape(link.a) for link in fabric.topology.inter_site_links}
 
     def run(self) -> int:
         """All trials; returns how many failed."""
@@ -102,6 +106,7 @@ class Runner:
             for plan in plans(self.experiment):
                 failed += not self._one(plan)
         finally:
+            self._shape(None)
             self.fabric.restore()
             self.fabric.reseed(self.fabric.state.seed)
         return failed
@@ -112,10 +117,25 @@ class Runner:
         for point in self.experiment.points():
             point.experiment.faults.check(self.fabric.topology)
             workload = point.experiment.workload
-            for host in {*workload.hosts, *workload.receivers}:
+            for host in {*workload.hosts, *_receivers(workload)}:
                 if host not in names:
                     known = ", ".join(self.fabric.hosts)
                     raise LabError(f"workload: {self.fabric.name} has no host {host}; it has {known}")
+
+    def _shape(self, wanted: FabricSection | None) -> None:
+        """Limit uplinks and make wide-area links of those between sites; None: as the topology has them."""
+        own = {link: self._own_shapes[link] for link in self.fabric.topology.inter_site_links}
+        for link, shape in own.items():
+            shape_now = wanted.wan if wanted is not None and wanted.wan != PLAIN else shape
+            if self.fabric.shape(link.a) != shape_now:
+                self.fabric.set_shape(link, shape_now)
+        limit = wanted.uplinks if wanted is not None else None
+        if limit != self._limit:
+            if limit is None:
+                steered.unlimit(self.fabric)
+            else:
+                steered.limit(self.fabric, limit)
+            self._limit = limit
 
     def _one(self, plan: Plan) -> bool:
         """Run a trial and write it down; False where it failed."""
@@ -149,11 +169,13 @@ class Runner:
         try:
             self.fabric.restore()
             self._timers = {}
+            self._shape(self.experiment.fabric)
             self.fabric.wait_converged(self.experiment.fabric.deadline)
         except MENDABLE:
             if self._rebuild is None:
                 raise
             self._rebuild()
+            self._limit = None
 
     def _seed(self, plan: Plan) -> int:
         return seeds.trial_seed(self.experiment.seed, plan.repetition)
@@ -164,23 +186,27 @@ class Runner:
         experiment, condition, seed = plan.point.experiment, plan.condition, self._seed(plan)
         fabric, topology = self.fabric, self.fabric.topology
         schedule = seeds.shifted(experiment.faults, seed, experiment.fault_jitter)
+        self._shape(experiment.fabric)
         self._set_bfd(experiment, condition)
         workload = experiment.workload
-        leaves = list(
-            dict.fromkeys(topology.leaf_of(host) for host in [*workload.hosts, *workload.receivers])
-        )
+        # Where packets are at a constant rate nothing goes back, and the receivers' leaves have nothing to choose.
+        leaves = list(dict.fromkeys(topology.leaf_of(host) for host in workload.hosts))
         groups = tiers.groups(topology, workload.hosts)
         memory = None
-        with steered(fabric, condition, leaves, seed) as daemons:
+        with steered.steered(fabric, condition, leaves, seed) as daemons:
 
             async def body() -> tuple[Observation, drive.Outcome]:
                 observation = Observation(fabric, groups)
                 async with observation:
-                    outcome = await drive.constant_rate(fabric, workload, condition.steering, schedule, seed)
+                    driven = _drive(fabric, workload, condition, schedule, seed)
+                    try:
+                        outcome = await asyncio.wait_for(driven, experiment.deadline)
+                    except asyncio.TimeoutError:
+                        raise LabError(f"not ended after {experiment.deadline:.0f} s") from None
                 return observation, outcome
 
             observation, outcome = asyncio.run(body())
-            memory = resident_bytes(fabric, daemons)
+            memory = steered.resident_bytes(fabric, daemons)
         if schedule.entries:
             fabric.wait_converged(experiment.fabric.deadline)
         measures, bounds = self._reckon(observation, outcome, trial)
@@ -200,7 +226,7 @@ class Runner:
         )
         timers = condition.bfd or experiment.fabric.bfd
         late = [link for link in links if self._timers.get(link, DEFAULT_BFD) != timers]
-        set_bfd(self.fabric, late, timers)
+        steered.set_bfd(self.fabric, late, timers)
         self._timers.update(dict.fromkeys(late, timers))
 
     def _reckon(
@@ -210,7 +236,9 @@ class Runner:
         observation.write(trial)
         before = min((one.begin_ns for one in outcome.faults), default=None)
         hurt = reckon.hurt_qps(outcome.faults, observation.placement(before), topology)
+        hurt |= {(qp.destination, qp.qp) for qp in outcome.qps if qp.back in hurt}
         measures = observation.factors() | reckon.totals(outcome)
+        measures |= reckon.iterations(outcome.iterations, outcome.faults)
         silence, bounds = reckon.silences(outcome, hurt)
         left, more = reckon.left_after(
             outcome,
@@ -221,6 +249,7 @@ class Runner:
         )
         _write_qps(trial, observation, outcome, hurt)
         _write_faults(trial, observation, outcome, self.fabric)
+        _write_iterations(trial, observation, outcome)
         return measures | silence | left, bounds | more
 
 
@@ -259,3 +288,32 @@ def _write_faults(trial: Trial, observation: Observation, outcome: drive.Outcome
             begin_s=observation.seconds(one.begin_ns),
             end_s=None if one.end_ns is None else observation.seconds(one.end_ns),
         )
+
+
+def _write_iterations(trial: Trial, observation: Observation, outcome: drive.Outcome) -> None:
+    for row in outcome.iterations:
+        trial.add(
+            "iterations",
+            begin_s=observation.seconds(row["begin_ns"]),
+            end_s=observation.seconds(row["end_ns"]),
+            **{
+                key: row[key]
+                for key in ("number", "seconds", "communication_s", "straggler", "lag_s", "wrong_values")
+            },
+        )
+
+
+def _receivers(workload: ConstantRate | Workload) -> list[str]:
+    return workload.receivers if isinstance(workload, ConstantRate) else []
+
+
+def _drive(
+    fabric: Fabric,
+    workload: ConstantRate | Workload,
+    condition: Condition,
+    schedule: Schedule,
+    seed: int,
+) -> Coroutine[None, None, drive.Outcome]:
+    if isinstance(workload, ConstantRate):
+        return drive.constant_rate(fabric, workload, condition.steering, schedule, seed)
+    return drive.collective(fabric, workload, condition.steering, schedule, seed)

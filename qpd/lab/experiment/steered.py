@@ -10,9 +10,9 @@ from typing import Any
 
 from qpd.lab.errors import LabError
 from qpd.lab.experiment.hostport import HostPorts
-from qpd.lab.experiment.model import Condition
+from qpd.lab.experiment.model import Condition, Limit
 from qpd.lab.fabric import Fabric
-from qpd.lab.topology import Link
+from qpd.lab.topology import Endpoint, Link
 
 QPD_DEADLINE = 90.0
 BFD_DEADLINE = 60.0
@@ -37,15 +37,31 @@ def steered(fabric: Fabric, condition: Condition, leaves: Sequence[str], seed: i
         nodes = [*leaves, *(fabric.spines if condition.at == "routers" else [])]
     try:
         settings: dict[str, Any] = {"placement": condition.steering.value, **condition.settings}
+        # One after the other: each compiles its classifier, and a small machine is busy with one.
         for node in nodes:
-            fabric.start_qpd(node, settings, wait=False)
-        for node in nodes:
-            fabric.wait_qpd(node, QPD_DEADLINE)
+            fabric.start_qpd(node, settings, deadline=QPD_DEADLINE)
         yield nodes
     finally:
         ports.close()
         for node in nodes:
             fabric.stop_qpd(node, detach=True)
+
+
+def limit(fabric: Fabric, limit: Limit) -> None:
+    """Limit every link between a leaf and a spine, both ways (tc-tbf(8)); ends with the fabric, or by `unlimit`."""
+    for end in _uplink_ends(fabric):
+        command = f"tc qdisc replace dev {end.interface} root tbf rate {limit.rate}bit burst 32kb limit {limit.queue}"
+        fabric.exec(end.node, *command.split())
+
+
+def unlimit(fabric: Fabric) -> None:
+    """Take `limit` back."""
+    for end in _uplink_ends(fabric):
+        fabric.exec(end.node, *f"tc qdisc delete dev {end.interface} root".split(), check=False)
+
+
+def _uplink_ends(fabric: Fabric) -> list[Endpoint]:
+    return [end for leaf in fabric.leaves for link in fabric.topology.uplinks(leaf) for end in link.ends]
 
 
 def _host_ports(fabric: Fabric, leaf: str) -> list[str]:

@@ -53,6 +53,8 @@ def test_the_longest_gap_and_when_it_began(steps: list[int], cut: int) -> None:
     gaps = [b - a for a, b in pairwise(times)]
     assert known.gap_ns == max(gaps)
     assert known.gap_begin_ns == times[gaps.index(max(gaps))]
+    assert [length for _, length in known.gaps] == sorted(gaps, reverse=True)[:16]
+    assert all(begin in times and begin + length in times for begin, length in known.gaps)
     assert (known.first_ns, known.last_ns) == (times[0], times[-1])
 
 
@@ -60,8 +62,8 @@ def test_qps_are_kept_apart() -> None:
     tracker = Tracker()
     tracker.add(records([(1, 0, 10, 50), (2, 100, 11, 60), (1, 1, 12, 50), (2, 102, 15, 60)]))
     found = tracker.finish()
-    assert found[1] == Arrivals(2, 100, 10, 12, 2, 10, 0, 1, 0, 0, 0)
-    assert found[2] == Arrivals(2, 120, 11, 15, 4, 11, 100, 102, 1, 0, 0)
+    assert found[1] == Arrivals(2, 100, 10, 12, 2, 10, 0, 1, 0, 0, 0, [(10, 2)])
+    assert found[2] == Arrivals(2, 120, 11, 15, 4, 11, 100, 102, 1, 0, 0, [(11, 4)])
 
 
 def test_a_packet_from_before_the_first_is_late_and_nothing_else() -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from qpd.lab.experiment.measures import BY_NAME, MEASURES
 from qpd.lab.experiment.raw import Row
-from qpd.lab.experiment.report.plots import Data, all_plots
+from qpd.lab.experiment.report.plots import QUIET, Data, all_plots
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -96,7 +96,7 @@ def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _results(data: Data) -> str:
-    names = [measure for measure in MEASURES if data.has(measure.name) and _tells(data, measure.name)]
+    names = [BY_NAME[name] for name in data.figures if data.has(name) and _tells(data, name)]
     swept = data.sweeps != [""]
     head = (
         f'<th class="n">{escape(data.sweep_label)}</th>' if swept else ""
@@ -116,9 +116,8 @@ def _results(data: Data) -> str:
 
 
 def _tells(data: Data, name: str) -> bool:
-    """Counts of what did not happen at all fill a column with zeros: the meaning section says so once."""
-    quiet = {"qp_errors", "wrong_values"}
-    return name not in quiet or any(row[name] for row in data.trials)
+    """A column of zeros tells nothing: the section on the figures says it once."""
+    return name not in QUIET or any(row[name] for row in data.trials)
 
 
 def _cell(name: str, found: Mapping[str, Any] | None) -> str:

@@ -17,6 +17,10 @@ from qpd.lab.experiment.report.figure import COLOURS, FAULT, Plot, colour, finis
 from qpd.lab.experiment.statistics import estimate
 
 TIERS = {"leaf": "leaf uplinks", "spine": "inter-site links"}
+EVENNESS = {f"{tier}_{what}" for tier in TIERS for what in ("max_to_mean", "jain")}
+QUIET = {"qp_errors", "wrong_values"}
+"""Counts of what should not happen at all: worth a sentence, not a plot."""
+
 _MOST_QPS = 64
 """Most rows of a path strip: with more nothing could be told apart."""
 
@@ -44,6 +48,11 @@ class Data:
         """The values of the sweep in the order of the file; [''] where nothing is swept."""
         present = {row["sweep"] for row in self.trials}
         return [value for value in self.summary["experiment"]["sweep_values"] if value in present]
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of the measures that the experiment is about."""
+        return list(self.summary["experiment"]["figures"])
 
     @property
     def sweep_label(self) -> str:
@@ -86,6 +95,13 @@ class Data:
         """Whether any trial gave the measure."""
         return any(row[measure] is not None for row in self.trials)
 
+    def span(self, trial: Row) -> tuple[float, float]:
+        """When traffic ran in a trial, with a moment before and after it."""
+        rows = [row for row in self.of("loads", trial) if row["tier"] == "leaf"]
+        busy = max((float(row["tx_bytes"]) for row in rows), default=0.0) * 0.02
+        times = [float(row["time_s"]) for row in rows if float(row["tx_bytes"]) > busy]
+        return (max(0.0, min(times) - 0.3), max(times) + 0.2) if times else (0.0, 1.0)
+
     def which(self) -> str:
         """Which trials are shown, in words."""
         if not self.shown:
@@ -111,19 +127,13 @@ def all_plots(data: Data) -> Iterator[Plot]:
 
 def outcomes(data: Data) -> Plot | None:
     """What the experiment is about, apart from evenness: each repetition a dot, means with intervals."""
-    names = ("outage_s", "stall_s", "left_s", "communication_s", "goodput_bps", "qpd_resident_bytes")
-    present = [BY_NAME[name] for name in names if data.has(name)]
-    if not any(measure.name != "goodput_bps" for measure in present):
-        return None
-    if data.has("communication_s"):
-        present = [measure for measure in present if measure.name != "goodput_bps"]
-    return _dots(data, present, "Results")
+    present = [BY_NAME[name] for name in data.figures if name not in EVENNESS | QUIET and data.has(name)]
+    return _dots(data, present, "Results") if present else None
 
 
 def evenness(data: Data) -> Plot | None:
     """How even the loads of links are."""
-    names = [f"{tier}_{what}" for tier in TIERS for what in ("max_to_mean", "jain")]
-    present = [BY_NAME[name] for name in names if data.has(name)]
+    present = [BY_NAME[name] for name in data.figures if name in EVENNESS and data.has(name)]
     return _dots(data, present, "Evenness of link loads") if present else None
 
 
@@ -161,7 +171,9 @@ def _dot_panel(axes: Axes, data: Data, measure: Measure) -> None:
                 continue
             middle = at + (index - (count - 1) / 2) * 0.8 / count if swept else float(index)
             values = np.array([float(row[measure.name]) for row in rows]) * measure.scale
-            spread = np.linspace(-1, 1, len(values)) * (0.25 / count if swept else 0.2)
+            spread = (np.linspace(-1, 1, len(values)) if len(values) > 1 else np.zeros(1)) * (
+                0.25 / count if swept else 0.2
+            )
             bounds = np.array([measure.name in (row["at_least"] or "").split() for row in rows])
             axes.scatter(
                 middle + spread,
@@ -182,13 +194,22 @@ def _dot_panel(axes: Axes, data: Data, measure: Measure) -> None:
             axes.tick_params(axis="x", labelrotation=20)
         axes.set_xlim(-0.6, count - 0.4)
     axes.set_ylabel(measure.axis)
-    low, high = axes.get_ylim()
+    _limit(axes, measure, data)
+
+
+def _limit(axes: Axes, measure: Measure, data: Data) -> None:
+    """Limits within which values are possible: an interval may reach beyond them."""
+    values = [
+        float(row[measure.name]) * measure.scale for row in data.trials if row[measure.name] is not None
+    ]
+    _, high = axes.get_ylim()
+    top = min(max(high, 1.08 * max(values)), 1.5 * max(values))
     if measure.name.endswith("_max_to_mean"):
-        axes.set_ylim(min(0.95, low), max(high, 1.1))
+        axes.set_ylim(0.95, max(1.1, top))
     elif measure.name.endswith("_jain"):
-        axes.set_ylim(min(low, 0.9), 1.02)
+        axes.set_ylim(min(0.9, 0.95 * min(values)), 1.02)
     else:
-        axes.set_ylim(0, max(high, 1e-9))
+        axes.set_ylim(0, top or 1.0)
 
 
 def _bar(axes: Axes, middle: float, values: Any, half: float) -> None:  # noqa: ANN401 - an array
@@ -261,7 +282,7 @@ def timeline(data: Data) -> Plot | None:
     shown = [row for row in data.shown if data.of("faults", row)]
     if not shown:
         return None
-    figure, axes = panels(len(shown), 1, 1.1, sharex=True)
+    figure, axes = panels(len(shown), 1, 1.1)
     for (axes_row,), trial in zip(axes, shown, strict=True):
         _timeline_panel(axes_row, data, trial)
     axes[-1][0].set_xlabel("time (s)")
@@ -285,8 +306,7 @@ def timeline(data: Data) -> Plot | None:
 
 def _timeline_panel(axes: Axes, data: Data, trial: Row) -> None:
     faults, qps, iterations = (data.of(name, trial) for name in ("faults", "qps", "iterations"))
-    ends = [float(row["time_s"]) for row in data.of("loads", trial)]
-    last = max(ends, default=1.0)
+    first, last = data.span(trial)
     for fault in faults:
         end = last if fault["end_s"] is None else float(fault["end_s"])
         axes.axvspan(float(fault["begin_s"]), end, color=FAULT, alpha=0.18, linewidth=0)
@@ -319,7 +339,7 @@ def _timeline_panel(axes: Axes, data: Data, trial: Row) -> None:
                 text = f" {length * 1e3:,.0f} ms"
                 axes.text(begin + length, low + 0.5 * height, text, fontsize=8, va="center")
     axes.set_ylim(0, 1)
-    axes.set_xlim(0, last)
+    axes.set_xlim(first, last)
     axes.set_yticks(
         [1.0 - (index + 0.5) * height for index in range(len(rows))], [label for label, _ in rows], fontsize=8
     )
@@ -336,7 +356,7 @@ def loads(data: Data) -> Plot | None:
     shown = [row for row in data.shown if data.of("loads", row)]
     if not shown or not tiers:
         return None
-    figure, axes = panels(len(shown), len(tiers), 1.45, sharex=True)
+    figure, axes = panels(len(shown), len(tiers), 1.45)
     top = dict.fromkeys(tiers, 0.0)
     for cells, trial in zip(axes, shown, strict=True):
         for cell, tier in zip(cells, tiers, strict=True):
@@ -344,6 +364,7 @@ def loads(data: Data) -> Plot | None:
                 top[tier], _load_panel(cell, [row for row in data.of("loads", trial) if row["tier"] == tier])
             )
             cell.set_title(f"{trial['condition']}: {TIERS[tier]}", loc="left")
+            cell.set_xlim(*data.span(trial))
     for cells in axes:
         for cell, tier in zip(cells, tiers, strict=True):
             cell.set_ylim(0, top[tier] * 1.08 or 1.0)
@@ -364,7 +385,6 @@ def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
         axes.plot(times[1:], rates, color=colour(links, link), linewidth=1.3, label=link)
         top = max(top, float(rates.max(initial=0.0)))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
-    axes.set_xlim(0, max((float(row["time_s"]) for row in rows), default=1.0))
     return top
 
 
@@ -379,12 +399,15 @@ def strips(data: Data) -> Plot | None:
     cells = [cell for row in axes for cell in row]
     order = [link for link in dict.fromkeys(row["link"] for row in data.tables["loads"]) if link in links]
     for cell, trial in zip(cells, shown, strict=False):
-        _strip_panel(cell, [row for row in data.of("paths", trial) if row["link"] in links], order)
+        data_qps = {(row["destination"], row["qp"]) for row in data.of("qps", trial)}
+        seen = [row for row in data.of("paths", trial) if (row["destination"], row["qp"]) in data_qps]
+        _strip_panel(cell, [row for row in seen if row["link"] in links], order)
         for fault in data.of("faults", trial):
             for time in (fault["begin_s"], fault["end_s"]):
                 if time is not None:
                     cell.axvline(float(time), color=FAULT, linewidth=1.0, linestyle="--")
         cell.set_title(trial["condition"], loc="left")
+        cell.set_xlim(*data.span(trial))
     for cell in cells[len(shown) :]:
         cell.set_axis_off()
     used = {row["link"] for trial in shown for row in data.of("paths", trial)}
@@ -400,20 +423,10 @@ def strips(data: Data) -> Plot | None:
 
 
 def _strip_panel(axes: Axes, rows: Sequence[Row], order: Sequence[str]) -> None:
-    keys = sorted({(row["destination"], row["qp"]) for row in rows})
-    first = (
-        {
-            key: min(
-                (float(r["time_s"]), order.index(r["link"]))
-                for r in rows
-                if (r["destination"], r["qp"]) == key
-            )
-            for key in keys
-        }
-        if len(rows) < 20_000
-        else {}
-    )
-    keys = sorted(keys, key=lambda key: (first.get(key, (0, 0))[1], key))[:_MOST_QPS]
+    first: dict[tuple[str, int], int] = {}
+    for row in sorted(rows, key=lambda row: float(row["time_s"])):
+        first.setdefault((row["destination"], row["qp"]), order.index(row["link"]))
+    keys = sorted(first, key=lambda key: (first[key], key))[:_MOST_QPS]
     place = {key: index for index, key in enumerate(keys)}
     by_link: dict[int, tuple[list[float], list[int]]] = {}
     for row in rows:
