@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qpd.lab import cli_fault, guest, labfolder, state, wan
-from qpd.lab.console import Lab, err, one_lab, out
+from qpd.lab.console import Lab, err, one_lab, out, uninterrupted
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import cli as experiments
 from qpd.lab.fabric import Fabric
@@ -91,8 +91,9 @@ def up(  # noqa: PLR0917 - one parameter an option
                 fabric.up(qpd=qpd, deadline=deadline, progress=progress)
         except (KeyboardInterrupt, LabError, OSError, subprocess.SubprocessError) as error:
             if not keep:
-                err.print("[dim]removing what was made[/dim]")
-                fabric.down()
+                with uninterrupted():
+                    err.print("[dim]removing what was made[/dim]")
+                    fabric.down()
             if isinstance(error, KeyboardInterrupt):
                 raise typer.Exit(130) from None
             raise
@@ -150,11 +151,15 @@ def down(
         chosen = labs
     else:
         raise LabError(f"several labs are up: {', '.join(labs)}; name one, or use --all")
-    if not chosen:
+    with uninterrupted():
+        for one in chosen:
+            state.State.load(one).remove()
+            out.print(f"lab {one} is removed")
+        unrecorded = state.remove_unrecorded() if all_ else []
+    for one in unrecorded:
+        out.print(f"lab {one} is removed; it had hardly begun")
+    if not chosen and not unrecorded:
         out.print("no lab is up")
-    for one in chosen:
-        state.State.load(one).remove()
-        out.print(f"lab {one} is removed")
 
 
 @app.command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -15,6 +18,17 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 Lab = Annotated[str | None, typer.Option("--name", "-n", help="The lab; needed where several are up.")]
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM do nothing meanwhile, nor to what is started meanwhile: a half removed lab helps nobody."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def one_lab(name: str | None) -> Fabric:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,10 @@ from qpd.lab import frr, namespaces
 from qpd.lab.errors import LabError
 from qpd.lab.processes import Identity, Records, end
 
-ROOT = Path("/run/qplab")
+ROOT = Path(os.environ.get("QPLAB_STATE_DIR", "/run/qplab"))
+"""Where labs are written down: `down --all` removes those of this directory, and no others."""
+
+_RECORD = "state.json"
 PINS = Path("/sys/fs/bpf/qplab")
 
 
@@ -48,7 +53,7 @@ class State:
 
     def check_free(self) -> None:
         """Raise LabError where a lab, a namespace or an FRR instance of these names is there already."""
-        if (self.directory / "state.json").exists():
+        if (self.directory / _RECORD).exists():
             raise LabError(
                 f"lab {self.name} is up already; `qplab down {self.name}` or choose another --name"
             )
@@ -68,7 +73,7 @@ class State:
         self.directory.mkdir(parents=True, exist_ok=True)
         temporary = self.directory / "state.new"
         temporary.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-        temporary.replace(self.directory / "state.json")
+        temporary.replace(self.directory / _RECORD)
 
     @classmethod
     def load(cls, name: str) -> State:
@@ -78,7 +83,7 @@ class State:
             LabError: where there is none.
         """
         try:
-            return cls(**json.loads((ROOT / name / "state.json").read_text(encoding="utf-8")))
+            return cls(**json.loads((ROOT / name / _RECORD).read_text(encoding="utf-8")))
         except FileNotFoundError:
             known = ", ".join(labs()) or "none"
             raise LabError(f"there is no lab {name}; labs that are up: {known}") from None
@@ -97,12 +102,36 @@ class State:
             shutil.rmtree(frr.SOCKETS / name, ignore_errors=True)
             shutil.rmtree(frr.CONFIGURATION / name, ignore_errors=True)
         shutil.rmtree(self.pins, ignore_errors=True)
-        shutil.rmtree(self.directory, ignore_errors=True)
-        for parent in (PINS, ROOT):
-            if parent.is_dir() and not any(parent.iterdir()):
+        _remove_directory(self.directory)
+        _remove_empty()
+
+
+def _remove_directory(directory: Path) -> None:
+    """Remove a lab's directory, its record last: whoever is interrupted here can begin anew."""
+    for entry in directory.glob("*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != _RECORD:
+            entry.unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_empty() -> None:
+    for parent in (PINS, ROOT):
+        if parent.is_dir() and not any(parent.iterdir()):
+            with suppress(OSError):  # a lab that comes up at this moment
                 parent.rmdir()
+
+
+def remove_unrecorded() -> list[str]:
+    """Remove directories of labs that were killed before they were written down; nothing else of them was made."""
+    found = [entry for entry in ROOT.glob("*") if entry.is_dir() and not (entry / _RECORD).exists()]
+    for directory in found:
+        shutil.rmtree(directory, ignore_errors=True)
+    _remove_empty()
+    return sorted(entry.name for entry in found)
 
 
 def labs() -> list[str]:
     """The names of the labs that are up, or were left by a crash."""
-    return sorted(file.name for file in ROOT.glob("*") if (file / "state.json").exists())
+    return sorted(file.name for file in ROOT.glob("*") if (file / _RECORD).exists())
