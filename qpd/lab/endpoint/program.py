@@ -80,6 +80,11 @@ class Source:
         """True when all messages have been posted."""
         return self.limit is not None and self.posted >= self.limit * len(self.qps)
 
+    @property
+    def still(self) -> bool:
+        """True when all that was posted is acknowledged, or never will be."""
+        return all(qp.requester.idle or qp.requester.error is not None for qp in self.qps)
+
     def _post(self, qp: QueuePair) -> None:
         posted = self._by_qp.get(qp.own.qp, 0)
         if self.stopped or posted == self.limit:
@@ -135,13 +140,13 @@ def _serve(control: Control, adapter: Adapter, source: Source, message: int) -> 
         for qp, _ in adapter.arrived:
             qp.responder.post_receive(0, message)
         adapter.arrived.clear()
-        still = all(qp.requester.idle or qp.requester.error is not None for qp in source.qps)
-        if still and source.finished and not finished:
-            finished = True
-            control.say("finished")
-        if draining and still:
-            draining = False
-            control.say("drained")
+        if (draining or (source.finished and not finished)) and source.still:
+            if source.finished and not finished:
+                finished = True
+                control.say("finished")
+            if draining:
+                draining = False
+                control.say("drained")
 
 
 def _result(adapter: Adapter, source: Source) -> dict[str, Any]:
