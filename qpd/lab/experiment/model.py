@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -388,10 +388,15 @@ def keys(model: type[BaseModel] = Experiment, prefix: str = "") -> Iterator[str]
     """Every key with dots; those of lists' elements without an index."""
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
-        kinds = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from keys(kind, f"{prefix}{name}.")
+        for kind in _models(info.annotation):
+            yield from keys(kind, f"{prefix}{name}.")
+
+
+def _models(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def _explain(document: Document, error: Mapping[str, Any]) -> Problem:
