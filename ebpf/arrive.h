@@ -5,6 +5,7 @@
 
 #include "count.h"
 #include "flow.h"
+#include "track.h"
 
 /* The path by which a frame came: whose neighbour sent it on this uplink? */
 static __always_inline __u32 arriving_path(struct __sk_buff *skb)
@@ -40,6 +41,8 @@ static __always_inline void observe_packet(struct __sk_buff *skb, struct packet 
 		__sync_fetch_and_add(&qp->packets, 1);
 		__sync_fetch_and_add(&qp->bytes, packet->bytes);
 		qp->last_seen_ns = coarse_now(own);
+		packet->before = qp->path;
+		packet->now = path;
 		if (qp->path != path) {
 			qp->path = path;
 			qp->moves++;
@@ -48,6 +51,8 @@ static __always_inline void observe_packet(struct __sk_buff *skb, struct packet 
 		verdict = VERDICT_MAP_FULL;
 	}
 	count(own, HOOK_OBSERVE, verdict, path, packet->bytes);
+	if (qp)
+		track(skb, packet, qp, own, HOOK_OBSERVE);
 }
 
 #endif /* QPD_ARRIVE_H */

@@ -8,6 +8,7 @@
 #include "entropy.h"
 #include "place.h"
 #include "roce.h"
+#include "track.h"
 
 #define FAMILY_INET 2
 #define GUARD_MAGIC 0x71706421
@@ -81,18 +82,6 @@ static __always_inline int leave_by(struct __sk_buff *skb, const struct packet *
 }
 
 /* --- The entry --- */
-
-static __always_inline void load_source(struct __sk_buff *skb, const struct packet *packet, struct address *src)
-{
-	__be32 ipv4 = 0;
-
-	if (packet->inner_protocol == bpf_htons(ETH_P_IPV6)) {
-		bpf_skb_load_bytes(skb, packet->inner_ip + 8, src, sizeof(*src));
-		return;
-	}
-	bpf_skb_load_bytes(skb, packet->inner_ip + 12, &ipv4, sizeof(ipv4));
-	map_address(src, ipv4);
-}
 
 /* The group whose prefix covers the outer destination best; NULL and NO_GROUP: none. */
 static __always_inline struct group *find_group(const struct packet *packet, __u16 *id)
@@ -207,7 +196,7 @@ static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packe
 }
 
 /* The path of a QP that has an entry. */
-static __always_inline void follow_entry(const struct packet *packet, struct qp *qp, __u32 generation, __u64 now,
+static __always_inline void follow_entry(struct packet *packet, struct qp *qp, __u32 generation, __u64 now,
                                          struct decision *decision)
 {
 	__u64 usable;
@@ -224,6 +213,7 @@ static __always_inline void follow_entry(const struct packet *packet, struct qp 
 	usable = qp->members & living_paths();
 	decision->path = usable >> (qp->home & (PATHS_MAX - 1)) & 1 ? qp->home : stand_in(qp, usable);
 	decision->source_port = qp->source_port;
+	packet->before = qp->path;
 	if (decision->path == NO_PATH) {
 		decision->verdict = qp->members ? VERDICT_NO_LIVING_PATH : VERDICT_UNKNOWN_GROUP;
 	} else if (packet->tagged) {
@@ -232,6 +222,7 @@ static __always_inline void follow_entry(const struct packet *packet, struct qp 
 		/* Only where a packet takes it: `path` stays what it was while packets pass unsteered. */
 		qp->path = decision->path;
 		qp->moves++;
+		qp->stamp_ns = 0;
 		tell_qp(EVENT_QP_MOVED, &packet->key, decision->path);
 	}
 }
@@ -264,7 +255,12 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 		decision.path = NO_PATH;
 	}
 	count(own, HOOK_STEER, decision.verdict, decision.path, packet->bytes);
-	return action;
+	/* Not in registers: the verifier would follow what comes now once for each of their values. */
+	packet->now = decision.path;
+	packet->action = action;
+	if (qp)
+		track(skb, packet, qp, own, HOOK_STEER);
+	return packet->action;
 }
 
 #endif /* QPD_FLOW_H */

@@ -84,7 +84,7 @@ struct qp {
 	__u32 next_psn;    /* requests: the PSN after the newest; with PSN_KNOWN, and STREAM_… (psn.h) */
 	__u64 window;      /* bit n: PSN next_psn - 1 - n came by */
 	/* What responses and every packet that asks for one need. */
-	__u32 next_response; /* READ responses: the PSN due next; with PSN_KNOWN, and RESPONSE_… (psn.h) */
+	__u32 next_response; /* READ responses: the PSN due next; with PSN_KNOWN, and RESPONSE_… (response.h) */
 	__u32 acked_psn; /* the newest PSN that responses acknowledge: of requests of the QP dest_qp; with PSN_KNOWN */
 	__u64 stamp_ns;  /* when the request `stamp_psn` left, whose response will tell the round-trip time; 0: none */
 	__u32 stamp_psn;
@@ -93,11 +93,11 @@ struct qp {
 	__u32 rtt_samples;
 	__u32 rtt_last_ns;
 	__u32 rtt_min_ns;   /* 0: no sample */
-	__u32 read_octets;  /* length of the last READ request, while `pmtu` is not certain */
+	__u32 acks;         /* responses that moved acked_psn on */
 	__u32 wish_idle_us; /* how long the QP has to be silent before it moves to `wish` */
 	__u8 wish;          /* path id + 1 that is to be its home, as the daemon told it; 0: none */
-	__u8 pmtu;          /* path MTU of RDMA, as a power of two (8 to 12); 0: not known; with PMTU_GUESSED */
-	__u8 transport;     /* enum transport of the last packet */
+	__u8 pmtu;          /* path MTU of RDMA, as a power of two (8 to 12); 0: not known */
+	__u8 transport;     /* opcode >> 5: 0 RC, 1 UC, 3 UD, 4 CNP and no more, 5 XRC */
 	__u8 gap_path;      /* path id that the last missing PSNs were charged to */
 	/* Counters of what is rare. */
 	__u32 missing;       /* PSNs that were passed over when a later one came: lost before this hook, but for … */
@@ -109,7 +109,7 @@ struct qp {
 	__u32 naks_sequence; /* NAKs to dest_qp: PSN sequence error, */
 	__u32 naks_rnr;      /* … receiver not ready, */
 	__u32 naks_remote;   /* … invalid request, remote access, remote operation, invalid RD request */
-	__u32 acks;          /* responses that moved acked_psn on */
+	__u32 read_octets;   /* length of the last READ request */
 	__u32 cnps;          /* congestion notification packets to dest_qp */
 	__u32 ecn_marked;    /* packets with CE, in the inner or outer IP header */
 	__u32 fecn;          /* packets with the bit FECN in the BTH, */
@@ -124,10 +124,10 @@ struct qp {
 	__u16 run;                  /* … and how many packets wait for being told late or sent again */
 	__u8 rnr;                   /* 1: an RNR NAK explains the next step back */
 	__u8 pad;
-	__u32 gap_psn;         /* the first PSN missing here that was not sent again yet; with PSN_KNOWN */
-	__u32 newest_response; /* READ and atomic responses: the newest PSN; with PSN_KNOWN */
-	__u32 response_gap;    /* … the first PSN that is missing, */
-	__u32 response_gaps;   /* … and how many */
+	__u32 gap_psn;       /* the first PSN missing here that was not sent again yet; with PSN_KNOWN */
+	__u32 run_from;      /* … and where it began */
+	__u32 response_gap;  /* READ responses: the first PSN that is missing, */
+	__u32 response_gaps; /* … and how many */
 };
 
 /* One next hop on one uplink. ifindex 0: unused id. */

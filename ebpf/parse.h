@@ -21,6 +21,7 @@
 struct cursor {
 	void *at;
 	void *end;
+	__u32 congested; /* bit 0: an IP header was marked CE */
 };
 
 struct vlan_tag {
@@ -87,6 +88,13 @@ static __always_inline enum verdict parse_ethernet(struct cursor *cursor, __be16
 	return VERDICT_OPEN;
 }
 
+/* Bit 0: the two lowest bits are set, as they are in a traffic class with CE (RFC 3168, 5). No branch, which would double
+ * the verifier's work on all that follows. */
+static __always_inline __u32 both_bits(__u8 octet)
+{
+	return octet & octet >> 1;
+}
+
 static __always_inline enum verdict parse_ipv4(struct cursor *cursor, struct address *dst)
 {
 	struct iphdr *ip = cursor->at;
@@ -98,6 +106,7 @@ static __always_inline enum verdict parse_ipv4(struct cursor *cursor, struct add
 	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
 		return VERDICT_FRAGMENT;
 	map_address(dst, ip->daddr);
+	cursor->congested |= both_bits(ip->tos);
 	cursor->at += ip->ihl * 4;
 	return VERDICT_OPEN;
 }
@@ -115,6 +124,7 @@ static __always_inline enum verdict parse_ipv6(struct cursor *cursor, struct add
 	if (ip->version != 6)
 		return VERDICT_NOT_ROCE;
 	copy_address(dst, &ip->daddr);
+	cursor->congested |= both_bits(ip->flow_lbl[0] >> 4); /* after the version: eight bits of class */
 	next = ip->nexthdr;
 	cursor->at = ip + 1;
 	if (next == IPPROTO_UDP)

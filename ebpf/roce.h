@@ -11,6 +11,25 @@
 #define VXLAN_FLAG_VNI 0x08 /* the I flag: the VNI is valid (RFC 7348, 5) */
 #define BTH_VERSION    0x0f /* TVer, of which 0 is the only one there is */
 
+/* Opcodes (9.2.1): three bits of transport, five of operation. */
+#define TRANSPORT_SHIFT     5
+#define TRANSPORT_RC        0
+#define TRANSPORT_UC        1
+#define OPERATIONS          0x1f
+#define UD_SEND_ONLY        0x64
+#define OPCODE_CNP          0x81 /* annex A17.9 */
+#define READ_REQUEST        12
+#define READ_RESPONSE_FIRST 13
+#define READ_RESPONSE_LAST  15
+#define ATOMIC_ACKNOWLEDGE  18
+#define COMPARE_AND_SWAP    19
+#define FETCH_AND_ADD       20
+
+/* Answered whether or not they ask for it. */
+#define ALWAYS_ANSWERED     0x00181000U
+
+#define ACKNOWLEDGE_REQUEST 0x80000000U /* in the word of the PSN */
+
 struct vxlan_header {
 	__u8 flags;
 	__u8 reserved[3];
@@ -21,8 +40,20 @@ struct bth {
 	__u8 opcode;
 	__u8 flags; /* solicited, migration, pad count, version */
 	__be16 pkey;
-	__be32 dest_qp; /* 8 reserved bits, then 24 */
+	__be32 dest_qp; /* FECN, BECN, 6 reserved bits, then 24 */
 	__be32 psn;     /* acknowledge request, 7 reserved bits, then 24 */
+};
+
+/* What a packet has brought to light. */
+struct findings {
+	__u32 missing;
+	__u32 out_of_order;
+	__u32 duplicates;
+	__u32 retransmitted;
+	bool back;  /* the sender went back, to … */
+	__u32 from; /* … this PSN, */
+	bool hole;  /* … which was missing here */
+	__u32 gap;  /* the first PSN of those missing; with PSN_KNOWN */
 };
 
 struct packet {
@@ -37,7 +68,19 @@ struct packet {
 	__be16 outer_protocol;      /* EtherType of the outermost … */
 	__be16 inner_protocol;      /* … and of the innermost IP header */
 	__u8 tagged;                /* the outer frame has a VLAN tag */
+	__u8 opcode;                /* of the BTH */
+	__u8 marks;                 /* MARK_… */
+	__u32 psn;                  /* the BTH's last word: acknowledge request and PSN */
+	__u32 before;               /* path id of its queue pair's packet before, */
+	__u32 now;                  /* … and of this one; NO_PATH: not known */
+	int action;                 /* what the program will return */
+	struct findings found; /* what is noted of its PSN; in memory, so that the verifier forgets how it came about */
 };
+
+/* What the network has to say of congestion: the BTH's bits, and CE in an IP header (RFC 3168, 5). */
+#define MARK_BECN 0x01
+#define MARK_FECN 0x02
+#define MARK_CE   0x04 /* bit 2 */
 
 /* Where the packet in hand is noted: not on the stack, where the verifier would follow each way through the headers on
  * its own through all that comes after (five times the work, and too much for older kernels). A hook's program is not
@@ -46,6 +89,18 @@ static __always_inline struct packet *packet_in_hand(struct counters *own)
 {
 	_Static_assert(sizeof(struct packet) <= sizeof(own->scratch), "SCRATCH_BYTES is too small");
 	return (struct packet *)own->scratch;
+}
+
+/* Will the request be answered for sure? */
+static __always_inline bool asks(const struct packet *packet)
+{
+	return packet->psn & ACKNOWLEDGE_REQUEST || ALWAYS_ANSWERED >> (packet->opcode & OPERATIONS) & 1;
+}
+
+static __always_inline struct findings *blank_findings(struct packet *packet)
+{
+	__builtin_memset(&packet->found, 0, sizeof(packet->found));
+	return &packet->found;
 }
 
 static __always_inline enum verdict parse_udp(struct cursor *cursor, struct udphdr **udp)
@@ -86,6 +141,18 @@ static __always_inline enum verdict parse_vxlan(struct cursor *cursor, void *sta
 	return parse_udp(cursor, udp);
 }
 
+static __always_inline void load_source(struct __sk_buff *skb, const struct packet *packet, struct address *src)
+{
+	__be32 ipv4 = 0;
+
+	if (packet->inner_protocol == bpf_htons(ETH_P_IPV6)) {
+		bpf_skb_load_bytes(skb, packet->inner_ip + 8, src, sizeof(*src));
+		return;
+	}
+	bpf_skb_load_bytes(skb, packet->inner_ip + 12, &ipv4, sizeof(ipv4));
+	map_address(src, ipv4);
+}
+
 /* Reads the headers that lie in the linear part. VERDICT_OPEN: `packet` names a RoCEv2 packet's QP. VERDICT_BFD: it says
  * where the headers of a BFD control packet are. */
 static __always_inline enum verdict parse_linear(struct __sk_buff *skb, struct packet *packet)
@@ -96,6 +163,7 @@ static __always_inline enum verdict parse_linear(struct __sk_buff *skb, struct p
 	struct udphdr *udp;
 	struct bth *bth;
 	__be16 protocol;
+	__u32 dest_qp;
 	int tags;
 
 	verdict = parse_ethernet(&cursor, &protocol, &tags);
@@ -133,7 +201,11 @@ static __always_inline enum verdict parse_linear(struct __sk_buff *skb, struct p
 	if (bth->flags & BTH_VERSION)
 		return VERDICT_NOT_ROCE;
 	packet->inner_udp = (void *)udp - start;
-	packet->key.dest_qp = bpf_ntohl(bth->dest_qp) & 0xffffff;
+	dest_qp = bpf_ntohl(bth->dest_qp);
+	packet->key.dest_qp = dest_qp & 0xffffff;
+	packet->marks = dest_qp >> 30 | (cursor.congested & 1) << 2;
+	packet->opcode = bth->opcode;
+	packet->psn = bpf_ntohl(bth->psn);
 	return VERDICT_OPEN;
 }
 

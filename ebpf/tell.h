@@ -32,8 +32,10 @@ static __always_inline enum told tell_entry(struct __sk_buff *skb, struct counte
 		qp = arrivals.lookup(&tell.key);
 	if (!qp)
 		return TOLD_NO_ENTRY;
-	if (tell.fields & TELL_PEER)
+	if (tell.fields & TELL_PEER && qp->peer_qp != tell.peer_qp) {
 		qp->peer_qp = tell.peer_qp & PSN_MASK;
+		qp->stamp_ns = 0;
+	}
 	if (tell.fields & TELL_HOME)
 		return tell_home(qp, &tell, coarse_now(own));
 	return TOLD_DONE;
