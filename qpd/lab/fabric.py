@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qpd.lab import frr, frrconf, namespaces, programs, rtnetlink, scripts, sidecar, topology, wan, wires
+from qpd.lab import frr, frrconf, namespaces, programs, rtnetlink, sidecar, topology, wan, wires
 from qpd.lab.errors import LabError
 from qpd.lab.state import State
 from qpd.lab.topology import Endpoint, Link, Role, Topology
@@ -500,7 +500,7 @@ class Fabric:
         """
         if shape.needs_netem and (problem := wan.missing()):
             raise LabError(f"{end}: {shape}: {problem}")
-        self.exec(end.node, "sh", str(scripts.find(wan.SCRIPT)), end.interface, *shape.words())
+        self.exec(end.node, "sh", wan.script(), end.interface, *shape.words())
 
     def restore(self) -> None:
         """Undo what this object did after `up`: heal links, put BFD timers back, end qpd and remove its traces."""

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import PurePath
 from typing import Any
 
+from qpd.lab import scripts
 from qpd.lab.errors import LabError
 from qpd.lab.topology import Endpoint, Link, Topology
 
@@ -235,6 +236,11 @@ def shaped_links(topology: Topology) -> list[tuple[Link, Shape]]:
     """The wide-area links with what they do from `a` to `b`."""
     every = shapes(topology)
     return [(link, every[link.a]) for link in topology.links if link.a in every]
+
+
+def script() -> str:
+    """Where this machine has the script that makes a link of a shape's words."""
+    return str(scripts.find(SCRIPT))
 
 
 @cache
