@@ -30,10 +30,18 @@ RUN wanted=$(apt-cache depends --important linux-headers-amd64 linux-headers-arm
     && find . -type f ! -path '*/include/*' -delete \
     && find . -depth -type d -empty -delete
 
+# What runs: Python and bcc, which has LLVM's library within, and no compiler to call.
+FROM ${BASE} AS runtime
+RUN --mount=type=bind,from=lists,source=/var/lib/apt/lists,target=/var/lib/apt/lists,rw \
+    export DEBIAN_FRONTEND=noninteractive \
+    && apt-get -q -y install --no-install-recommends python3 python3-bpfcc iproute2 \
+    && apt-get clean
+
 # The package and what it needs from PyPI, in a directory that moves as one.
-FROM lists AS build
+FROM runtime AS build
 ENV DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
-RUN apt-get -q -y install --no-install-recommends python3 python3-venv \
+RUN --mount=type=bind,from=lists,source=/var/lib/apt/lists,target=/var/lib/apt/lists,rw \
+    apt-get -q -y install --no-install-recommends python3-venv \
     && /usr/bin/python3 -m venv --system-site-packages /opt/qpd
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -44,11 +52,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/qpd/bin/python -m pip install . \
     && /opt/qpd/bin/python -m pip uninstall -q -y pip setuptools
 
-FROM ${BASE} AS qpd
-RUN --mount=type=bind,from=lists,source=/var/lib/apt/lists,target=/var/lib/apt/lists,rw \
-    export DEBIAN_FRONTEND=noninteractive \
-    && apt-get -q -y install --no-install-recommends python3 python3-bpfcc iproute2 \
-    && apt-get clean
+FROM runtime AS qpd
 COPY --from=headers /headers/root/usr/src /usr/src
 COPY --from=build /opt/qpd /opt/qpd
 ENV PATH=/opt/qpd/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1

@@ -24,6 +24,10 @@ from qpd.lab.wan import Shape
 
 _UNDERLAY_MTU, _HOST_MTU = 9100, 4200
 
+_CONFIGS = "../../../configs"
+DASHBOARD = f"{_CONFIGS}/grafana-dashboard.json"
+"""Where the folder of the nodes' scripts sees the dashboard; in the repository only."""
+
 
 @dataclass(frozen=True)
 class _Port:
@@ -49,16 +53,19 @@ class _Router:
     ports: tuple[_Port, ...]
 
 
-def files(lab: Description, common: str) -> dict[str, str]:
+def files(lab: Description, common: str, *, monitoring: bool = False) -> dict[str, str]:
     """Every file of the lab by its path in the lab's folder.
 
     Args:
         lab: what it shall be.
         common: the folder with the nodes' scripts, as the lab's folder sees it.
+        monitoring: with Prometheus and Grafana, whose files lie about `common` in the repository.
     """
     routers = list(_routers(lab))
-    made = {DESCRIPTION: lab.text, f"{lab.name}.clab.yml": _topology(lab, routers, common)}
+    made = {DESCRIPTION: lab.text, f"{lab.name}.clab.yml": _topology(lab, routers, common, monitoring)}
     made |= {"qpd.yaml": _qpd(lab), "README.md": readme(lab)}
+    if monitoring:
+        made["prometheus/prometheus.yml"] = _prometheus(lab)
     for router in routers:
         made |= {
             f"{router.name}/frr.conf": _frr_conf(lab, router),
@@ -206,16 +213,26 @@ def _qpd(lab: Description) -> str:
     )
 
 
-def _topology(lab: Description, routers: Sequence[_Router], common: str) -> str:
+def _prometheus(lab: Description) -> str:
+    targets = [
+        f"          - {site.leaf(leaf)}:9791\n" for site in lab.sites for leaf in range(1, site.leaves + 1)
+    ]
+    return _PROMETHEUS + "".join(targets)
+
+
+def _topology(lab: Description, routers: Sequence[_Router], common: str, monitoring: bool) -> str:
     nodes: list[str] = []
     for site in lab.sites:
         mine = [router for router in routers if router.site == site]
         for router in mine:
             nodes += _router_lines(router)
         for leaf in range(1, site.leaves + 1):
-            nodes.append(
-                f'    {site.leaf(leaf)}-qpd: {{group: qpd, network-mode: "container:{site.leaf(leaf)}"}}'
-            )
+            nodes += [
+                f"    {site.leaf(leaf)}-qpd:",
+                "      group: qpd",
+                f"      network-mode: container:{site.leaf(leaf)}",
+                f"      stages: {{create: {{wait-for: [{{node: {site.leaf(leaf)}, stage: healthy}}]}}}}",
+            ]
         for leaf in range(1, site.leaves + 1):
             for number in range(1, site.hosts + 1):
                 nodes += [
@@ -229,6 +246,8 @@ def _topology(lab: Description, routers: Sequence[_Router], common: str) -> str:
                     f"        - ip address add fd00:100::{number}:{site.number}:{leaf}/64 dev eth1 nodad",
                 ]
     head = _HEAD.format(name=lab.name, image=lab.image, common=common, description=DESCRIPTION)
+    if monitoring:
+        nodes += _MONITORING.format(common=common, configs=f"{common}/{_CONFIGS}").splitlines()
     return head + "\n".join(nodes) + "\n\n  links:\n" + "\n".join(_links(lab, routers)) + "\n"
 
 
@@ -285,15 +304,25 @@ prefix: ""
 topology:
   defaults:
     kind: linux
+    privileged: false
   groups:
     spine:
       image: ${{QPLAB_LEAF_IMAGE:={image}}}
+      entrypoint: sh /etc/qplab/start-frr.sh
+      cap-add: &frr [NET_ADMIN, SYS_ADMIN]
+      healthcheck: &answers
+        test: [CMD, sh, /etc/qplab/frr-answers.sh]
+        interval: 5
+        timeout: 10
+        retries: 12
       labels:
         qplab.role: spine
       binds:
         - __clabNodeName__/frr.conf:/etc/frr/frr.conf
         - __clabNodeName__/daemons:/etc/frr/daemons
         - __clabNodeName__/vtysh.conf:/etc/frr/vtysh.conf
+        - {common}/start-frr.sh:/etc/qplab/start-frr.sh
+        - {common}/frr-answers.sh:/etc/qplab/frr-answers.sh
         - {common}/wan.sh:/etc/qplab/wan.sh
       sysctls: &router
         net.ipv4.ip_forward: 1
@@ -307,25 +336,79 @@ topology:
         net.ipv4.conf.default.rp_filter: 0
     leaf:
       image: ${{QPLAB_LEAF_IMAGE:={image}}}
+      entrypoint: sh /etc/qplab/start-frr.sh
+      cap-add: *frr
+      healthcheck: *answers
       labels:
         qplab.role: leaf
       binds:
         - __clabNodeName__/frr.conf:/etc/frr/frr.conf
         - __clabNodeName__/daemons:/etc/frr/daemons
         - __clabNodeName__/vtysh.conf:/etc/frr/vtysh.conf
+        - {common}/start-frr.sh:/etc/qplab/start-frr.sh
+        - {common}/frr-answers.sh:/etc/qplab/frr-answers.sh
         - {common}/vtep.sh:/etc/qplab/vtep.sh
+      volumes:
+        - __clabLabName__-__clabNodeName__-qpd:/var/run/frr
       sysctls: *router
     host:
       image: ${{QPLAB_HOST_IMAGE:={image}}}
+      entrypoint: sleep infinity
+      cap-add: [NET_ADMIN]
       labels:
         qplab.role: host
     qpd:
-      image: ${{QPD_IMAGE:=qpd}}
+      image: ${{QPLAB_QPD_IMAGE:=qpd}}
+      entrypoint: sh /etc/qplab/start-qpd.sh
       labels:
         qplab.role: qpd
+      # docs/containers.md: what each is for, and what to set where the engine does not know the last two.
+      cap-add: [NET_ADMIN, "${{QPLAB_CAP_BPF:=BPF}}", "${{QPLAB_CAP_PERFMON:=PERFMON}}"]
       binds:
         - qpd.yaml:/etc/qpd/qpd.yaml
+        - {common}/start-qpd.sh:/etc/qplab/start-qpd.sh
         - /sys/fs/bpf:/sys/fs/bpf
+      volumes:
+        - __clabLabName__-__clabNodeName__:/var/run/frr
+      env:
+        # On the management network, for Prometheus.
+        QPD_METRICS__LISTEN: 0.0.0.0:9791
 
   nodes:
+"""
+
+_MONITORING = """\
+    prometheus:
+      image: ${{QPLAB_PROMETHEUS_IMAGE:=prom/prometheus:v3.5.0}}
+      binds:
+        - prometheus/prometheus.yml:/etc/prometheus/prometheus.yml
+        - {configs}/rules.yml:/etc/prometheus/rules.yml
+      ports:
+        - 9090:9090
+    grafana:
+      image: ${{QPLAB_GRAFANA_IMAGE:=grafana/grafana:12.1.0}}
+      binds:
+        - {common}/grafana/datasources.yml:/etc/grafana/provisioning/datasources/qpd.yml
+        - {common}/grafana/dashboards.yml:/etc/grafana/provisioning/dashboards/qpd.yml
+        - {configs}/grafana-dashboard.json:/var/lib/grafana/dashboards/qpd.json
+      env:
+        GF_AUTH_ANONYMOUS_ENABLED: "true"
+        GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH: /var/lib/grafana/dashboards/qpd.json
+      ports:
+        - 3000:3000
+"""
+
+_PROMETHEUS = """\
+# The qpd of every leaf, by the leaf's name on the management network.
+global:
+  scrape_interval: 5s
+  evaluation_interval: 5s
+
+rule_files:
+  - rules.yml
+
+scrape_configs:
+  - job_name: qpd
+    static_configs:
+      - targets:
 """

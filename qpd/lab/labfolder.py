@@ -36,7 +36,8 @@ def make(source: Path, folder: Path | None = None, *, force: bool = False) -> tu
         own = source.name == description.DESCRIPTION
         folder = source.parent if own else source.parent / lab.name
     beside = all((folder / _BESIDE / name).exists() for name in scripts.NAMES)
-    files = generate.files(lab, _BESIDE if beside else "common")
+    monitoring = beside and (folder / _BESIDE / generate.DASHBOARD).exists()
+    files = generate.files(lab, _BESIDE if beside else "common", monitoring=monitoring)
     there = [name for name in files if (folder / name).exists() and folder / name != source]
     if there and not force:
         raise LabError(

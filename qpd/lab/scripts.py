@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qpd.lab.errors import LabError
 
-NAMES = ("vtep.sh", "wan.sh")
+NAMES = ("vtep.sh", "wan.sh", "start-frr.sh", "frr-answers.sh", "start-qpd.sh", "destroy.sh")
 """What generated labs use."""
 
 _PLACES = (

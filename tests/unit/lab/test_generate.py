@@ -132,7 +132,7 @@ def test_sixty_four_leaves_are_valid_for_containerlab(tmp_path: Path) -> None:
 
 def test_the_four_site_lab_is_what_its_description_gives() -> None:
     text = (FOUR_SITE / "lab.yaml").read_text()
-    made = generate.files(description.parse(text, "lab.yaml"), "../common")
+    made = generate.files(description.parse(text, "lab.yaml"), "../common", monitoring=True)
     there = {str(file.relative_to(FOUR_SITE)) for file in FOUR_SITE.rglob("*") if file.is_file()}
     assert there == set(made)
     assert [name for name, content in made.items() if (FOUR_SITE / name).read_text() != content] == [], (
