@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from ipaddress import ip_interface
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -118,3 +119,54 @@ def test_the_underlay_carries_what_the_hosts_send(lab: Topology) -> None:
     access = max(link.mtu for link in lab.links if link not in lab.fabric_links)
     assert all(link.mtu >= access + vxlan_over_ipv6 for link in lab.fabric_links)
     assert access >= 4096 + 14 + 40 + 8 + 12 + 16 + 4, "a RoCE packet of MTU 4096 with a RETH over IPv6"
+
+
+def topology_file(lab: Topology) -> dict[str, Any]:
+    document = yaml.safe_load(lab.path.read_text())["topology"]
+    assert isinstance(document, dict)
+    return document
+
+
+def test_a_sidecar_shares_its_leafs_sockets_and_waits_for_its_health(lab: Topology) -> None:
+    """The volume is named after the sidecar at both ends, so that the names must fit; nothing is privileged."""
+    document = topology_file(lab)
+    groups = document["groups"]
+    assert document["defaults"]["privileged"] is False
+    assert not any("privileged" in group for group in groups.values())
+    assert groups["leaf"]["volumes"] == ["__clabLabName__-__clabNodeName__-qpd:/var/run/frr"]
+    assert groups["qpd"]["volumes"] == ["__clabLabName__-__clabNodeName__:/var/run/frr"]
+    assert "healthcheck" in groups["leaf"]
+    for leaf in lab.of_role(topology.Role.LEAF):
+        beside = lab.sidecar(leaf.name)
+        assert beside is not None
+        assert beside.name == f"{leaf.name}-qpd"
+        wait = document["nodes"][beside.name]["stages"]["create"]["wait-for"]
+        assert wait == [{"node": leaf.name, "stage": "healthy"}]
+
+
+def test_prometheus_scrapes_every_leaf_and_grafana_shows_the_dashboard(lab: Topology) -> None:
+    nodes = lab.nodes
+    scraped = nodes["prometheus"].bound("/etc/prometheus/prometheus.yml")
+    assert scraped is not None
+    document = yaml.safe_load(scraped.read_text())
+    leaves = [leaf.name for leaf in lab.of_role(topology.Role.LEAF)]
+    assert document["scrape_configs"][0]["static_configs"][0]["targets"] == [
+        f"{leaf}:9791" for leaf in leaves
+    ]
+    rules = nodes["prometheus"].bound(f"/etc/prometheus/{document['rule_files'][0]}")
+    assert rules == ROOT / "configs/rules.yml"
+
+    provisioning = "/etc/grafana/provisioning"
+    files = {
+        what: nodes["grafana"].bound(f"{provisioning}/{what}/qpd.yml")
+        for what in ("datasources", "dashboards")
+    }
+    source, shown = (yaml.safe_load(file.read_text()) for file in files.values() if file)
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    assert source["datasources"][0]["isDefault"]
+    home = nodes["grafana"].env["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    assert home.startswith(shown["providers"][0]["options"]["path"] + "/")
+    dashboard = nodes["grafana"].bound(home)
+    assert dashboard is not None
+    variables = {v["name"]: v for v in json.loads(dashboard.read_text())["templating"]["list"]}
+    assert variables["datasource"]["query"] == source["datasources"][0]["type"]
