@@ -22,9 +22,11 @@ from qpd import logs
 from qpd.api.events import EventRing
 from qpd.api.server import ApiServer, ListenError
 from qpd.core.config import Adopted, PlannerConfig
+from qpd.core.gray import GrayConfig
 from qpd.core.planner import Planner
 from qpd.drained import DrainedPaths
 from qpd.frr.watch import FrrSource
+from qpd.grayness import GrayWatch
 from qpd.history import History
 from qpd.kernel import bpffs, headers
 from qpd.kernel.apply import Applier
@@ -33,7 +35,7 @@ from qpd.kernel.fib import PROTOCOL, OverrideTable
 from qpd.kernel.lock import LockedError, PinLock
 from qpd.kernel.maps import Maps
 from qpd.kernel.netlink import NetlinkSource
-from qpd.kernel.ring import EventKind, RingEvent, tap_report
+from qpd.kernel.ring import EventKind, RingEvent, cm_message, tap_report
 from qpd.metrics import Distribution
 from qpd.model import (
     BfdSessionsRead,
@@ -49,6 +51,7 @@ from qpd.model import (
     TapReported,
     Tick,
 )
+from qpd.pairs import PairKeeper
 from qpd.settings import Settings
 from qpd.view import View
 
@@ -57,6 +60,12 @@ _log = structlog.get_logger("qpd")
 _COUNT_INTERVAL = 1.0
 _COUNT_SHARE = 20
 """The census takes at most one part in so many of the time, however many QPs there are."""
+_LOOK_INTERVAL, _LOOK_INTERVAL_IDLE = 0.05, 0.5
+"""Between two looks for pairs, while there are QPs whose partner is not known, and else."""
+_LOOK_SHARE = 10
+"""Looks take at most one part in so many of the time."""
+_GRAY_INTERVAL = 0.1
+_GRAY_HOLDS_MAX = 32
 _TIMER_MIN = 0.001
 _PRIORITY = 1
 _M_ARENA_MAX = -8
@@ -149,6 +158,16 @@ class Daemon:
         self.maps = closing.enter_context(self._classifier.open_maps())
         self._ring = self._classifier.open_ring()
         closing.callback(self._ring.close)
+        teller = self._classifier.open_teller()
+        closing.callback(teller.close)
+        self._pairs = PairKeeper(
+            self.maps,
+            teller.set_peer,
+            teller.set_home,
+            symmetric=settings.symmetric,
+            idle=settings.symmetric_idle,
+        )
+        self._gray = GrayWatch(self.maps, gray_config(settings))
         self._overrides = OverrideTable(table=settings.override.table, priority=settings.override.priority)
         try:
             await self._overrides.start()
@@ -175,8 +194,8 @@ class Daemon:
         await self._start_sources()
         await self._applier.settled()
         self.attached = await self._classifier.attached()
-        counting = asyncio.get_running_loop().create_task(self._count(), name="census")
-        closing.push_async_callback(_cancelled, counting)
+        for name, work in (("census", self._count()), ("pairs", self._pair()), ("gray", self._compare())):
+            closing.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(work, name=name))
         self._view.steering = True
         _go_first()
         gc.collect()
@@ -244,6 +263,10 @@ class Daemon:
             self._timer = asyncio.get_running_loop().call_later(delay, self.handle, Tick())
 
     def _take(self, records: list[RingEvent]) -> None:
+        for record in records:
+            message = cm_message(record) if record.kind is EventKind.CM else None
+            if message is not None:
+                self._pairs.hear(message)
         reports = [tap_report(record) for record in records if record.kind is EventKind.PATH_STATE]
         if reports:
             self.deliver(reports)
@@ -259,6 +282,24 @@ class Daemon:
             await asyncio.to_thread(self.maps.recount_active, time.monotonic_ns(), idle_ns)
             self.attached = await self._classifier.attached()
             await asyncio.sleep(max(_COUNT_INTERVAL, _COUNT_SHARE * (time.monotonic() - begun)))
+
+    async def _pair(self) -> None:
+        """Learn which QPs belong together, and put both directions on one plane."""
+        while True:
+            begun = time.monotonic()
+            outcome = await asyncio.to_thread(self._pairs.look, self.planner.paths)
+            for event in outcome.events:
+                self._history.tell(event)
+            pause = _LOOK_INTERVAL if outcome.busy else _LOOK_INTERVAL_IDLE
+            await asyncio.sleep(max(pause, _LOOK_SHARE * (time.monotonic() - begun)))
+
+    async def _compare(self) -> None:
+        """Tell the planner of paths that are alive and yet worse than their siblings."""
+        while True:
+            await asyncio.sleep(_GRAY_INTERVAL)
+            events = self._gray.look(self.planner.paths, self.planner.groups, time.monotonic())
+            if events:
+                self.deliver(events)
 
     # --- what the view reads ------------------------------------------------------------------------------------------
 
@@ -307,8 +348,17 @@ def planner_config(settings: Settings) -> PlannerConfig:
         weights=settings.weights,
         placement=Placement[settings.placement.upper()],
         hold_up=settings.hold_up,
+        gray_drain=settings.gray.action == "drain",
+        gray_hold=settings.gray.hold,
+        gray_hold_max=_GRAY_HOLDS_MAX * settings.gray.hold,
         own_protocol=PROTOCOL,
     )
+
+
+def gray_config(settings: Settings) -> GrayConfig:
+    """What makes a path gray, of the settings."""
+    gray = settings.gray
+    return GrayConfig(gray.loss, gray.factor, gray.delay, gray.min_samples, gray.window)
 
 
 def adopt(

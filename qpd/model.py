@@ -264,6 +264,25 @@ class DrainAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class GrayFound:
+    """A path (id) that is alive loses or delays more than its siblings.
+
+    ``detail`` says how much, and over how many packets. Its ``direction``: ``out``, of what leaves by the path, or
+    ``in``, of what arrives by it.
+    """
+
+    path: int
+    detail: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GrayOver:
+    """A path (id) that was gray, and serves, is as good as its siblings again."""
+
+    path: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; handled when ``planner.deadline`` has come."""
 
@@ -282,6 +301,8 @@ Event = (
     | FrrBack
     | TapReported
     | DrainAsked
+    | GrayFound
+    | GrayOver
     | Tick
 )
 
@@ -309,6 +330,7 @@ class Reason(Enum):
     BFD_DOWN = "bfd-down"
     BFD_SILENT = "bfd-silent"
     DRAINED = "drained"
+    GRAY = "gray"
     HOLD_UP = "hold-up"
     NO_ROUTE = "no-route"
 
@@ -331,6 +353,8 @@ class Path:
     """True: the only path on its interface."""
     aliases: tuple[Address, ...] = ()
     """The neighbour's other addresses: next hops of routes, and peers of BGP and BFD."""
+    gray: bool = False
+    """It loses or delays more than its siblings; whether it serves is said by ``state``."""
 
     @property
     def key(self) -> NextHopKey:
@@ -510,8 +534,9 @@ class EraseOverrides:
 class Tell:
     """A line for ``qpctl events``, the log and the counters. ``kind`` is a fixed word, ``detail`` its fields.
 
-    Kinds: path-new, path-gone, path-up, path-down, path-drained, path-undrained, path-hold, group-changed,
-    uplink-attached, uplink-detached, override-set, override-cleared, frr-lost, frr-back, limit-reached, mismatch.
+    Kinds: path-new, path-gone, path-up, path-down, path-drained, path-undrained, path-hold, path-gray, path-gray-over,
+    pair-contradicted, group-changed, uplink-attached, uplink-detached, override-set, override-cleared, frr-lost,
+    frr-back, limit-reached, mismatch.
     """
 
     kind: str

@@ -33,6 +33,7 @@ __all__ = [
     "ApiSettings",
     "BpfSettings",
     "FrrSettings",
+    "GraySettings",
     "LogSettings",
     "MetricsSettings",
     "OverrideSettings",
@@ -239,6 +240,50 @@ class OverrideSettings(_Section):
     )
 
 
+class GraySettings(_Section):
+    """When a path that is alive counts as bad, and what follows."""
+
+    action: Literal["report", "drain"] = Field(
+        default="report",
+        description="What follows when a path loses (or delays) more than its siblings: report (an event, a metric) or "
+        "drain (also take it out of service for gray.hold, but never the last path to a destination).",
+    )
+    loss: float = Field(
+        default=0.01,
+        ge=0.0001,
+        le=1,
+        description="Part of the packets from which on a path's loss counts (0.01: one in a hundred).",
+    )
+    factor: float = Field(
+        default=3.0, ge=1, le=1000, description="It counts only if it is so many times its siblings' loss."
+    )
+    delay: Duration | None = Field(
+        default=None,
+        gt=0,
+        le=60,
+        description="A path whose median round-trip time is longer than its siblings' by more than this is gray, too. "
+        "null: delays are not compared, as is right where paths or destinations differ in length.",
+        examples=["10ms"],
+    )
+    min_samples: int = Field(
+        default=256,
+        ge=16,
+        le=1000000,
+        description="Packets on the path, and on its siblings together, below which nothing is said of it.",
+    )
+    window: Duration = Field(
+        default=5.0, ge=0.5, le=600, description="How far back packets count.", examples=["10s"]
+    )
+    hold: Duration = Field(
+        default=30.0,
+        ge=1,
+        le=86400,
+        description="How long a drained path stays out of service. Then its traffic is put to the test again; each "
+        "relapse within a minute doubles this, up to 32 times.",
+        examples=["2m"],
+    )
+
+
 class LogSettings(_Section):
     """What the daemon writes to standard error."""
 
@@ -291,6 +336,19 @@ class Settings(BaseSettings):
         description="How a new QP gets its path: hash (its slot's first choice) or balanced (the same, but a "
         "path that already holds its share of active QPs is passed over).",
     )
+    symmetric: bool = Field(
+        default=True,
+        description="Put the answers of a QP pair on the plane that the other direction arrives on, once, in a silence "
+        "of the QP (symmetric_idle). Leaves need not talk to each other for it, but each needs the same planes.",
+    )
+    symmetric_idle: Duration = Field(
+        default=0.1,
+        ge=0.001,
+        le=60,
+        description="How long a QP has to be silent before it is moved: longer than a packet is ever under way, so "
+        "that none overtakes another.",
+        examples=["20ms"],
+    )
     hold_up: Duration = Field(
         default=1.0,
         ge=0,
@@ -319,6 +377,10 @@ class Settings(BaseSettings):
     override: OverrideSettings = Field(
         default=OverrideSettings(),
         description="qpd's own routing table: takes other traffic off a dead next hop until BGP converges.",
+    )
+    gray: GraySettings = Field(
+        default=GraySettings(),
+        description="Paths that are alive and yet lose or delay more than their siblings (gray failures).",
     )
     log: LogSettings = Field(default=LogSettings(), description="The daemon's log, on standard error.")
 

@@ -58,6 +58,12 @@ class PlannerConfig:
     """How long a path keeps its id, and its place in the slot tables, after its last route went."""
     bfd: bool = True
     """Whether BFD sessions constrain paths."""
+    gray_drain: bool = False
+    """Whether paths that are found gray are taken out of service."""
+    gray_hold: float = 30.0
+    """How long; each time that it is gray again soon after its return doubles it …"""
+    gray_hold_max: float = 960.0
+    """… up to this."""
     own_protocol: int | None = None
     """RTPROT_* number of qpd's own routes: never taken for the fabric's."""
 

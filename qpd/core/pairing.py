@@ -378,6 +378,13 @@ class Pairing:
         """Whether there are QPs whose partners another look may tell."""
         return bool(self._at_work)
 
+    @staticmethod
+    def partners(arriving: Records, leaving: Records) -> tuple[Numbers, Numbers]:
+        """Where in both the known pairs are, in the same order."""
+        known, others = np.flatnonzero(arriving["peer_qp"]), np.flatnonzero(leaving["peer_qp"])
+        first, second = _partners(arriving[known], leaving[others])
+        return known[first], others[second]
+
     def observe(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> Found:
         """One look at all QPs (arrays of SIGHTING); ``looks``: when each of them was read.
 

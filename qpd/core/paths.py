@@ -21,6 +21,10 @@ class PathRecord:
         "disagreed",
         "drained",
         "fib_dead",
+        "gray",
+        "gray_returned",
+        "gray_times",
+        "gray_until",
         "health",
         "host_name",
         "id",
@@ -78,6 +82,14 @@ class PathRecord:
         """What the tap's last report says of when its session came Up; until it has been judged."""
         self.fib_dead = False
         """The main table cannot know that it is dead: BFD or the neighbour told, and it has not served since."""
+        self.gray = False
+        """It loses or delays more than its siblings."""
+        self.gray_until: float | None = None
+        """Taken out of service for that until then; None: it may serve."""
+        self.gray_times = 0
+        """How often in a row it was gray again soon after its return."""
+        self.gray_returned: float | None = None
+        """When it was last given another chance."""
         self.served = False
         """It was in the word of living paths: QPs may call it their home."""
 
@@ -211,4 +223,5 @@ class Registry:
             since=record.since,
             sole=self.sole(record),
             aliases=tuple(address for address in record.addresses if address != record.key.address),
+            gray=record.gray,
         )

@@ -49,6 +49,8 @@ from qpd.model import (
     Event,
     FrrBack,
     FrrLost,
+    GrayFound,
+    GrayOver,
     Group,
     Link,
     LinkChanged,
@@ -79,6 +81,7 @@ from qpd.model import (
 __all__ = ["Adopted", "Destination", "Planner", "PlannerConfig", "UnknownPath"]
 
 WEIGHT_MAX = 0xFFFF
+_DOUBLINGS_MAX = 30
 _LIMITS = {"paths": PATHS_MAX, "groups": GROUPS_MAX, "tables": TABLES_MAX, "destinations": DESTINATIONS_MAX}
 _KINDS = {PathState.UP: "path-up", PathState.DOWN: "path-down", PathState.HOLD: "path-hold"}
 
@@ -207,6 +210,7 @@ class Planner:
         times = [
             record.health.hold_until for record in self._registry if record.health.hold_until is not None
         ]
+        times += [record.gray_until for record in self._registry if record.gray_until is not None]
         times += [
             record.linger_until
             for record in self._lingering
@@ -275,6 +279,10 @@ class Planner:
                 self._back(daemon)
             case DrainAsked(name, drain):
                 self._take_drain(name, drain)
+            case GrayFound(path, detail):
+                self._take_gray(path, detail, now)
+            case GrayOver(path):
+                self._end_gray(path)
             case Resynced(facts):
                 self._take_links(facts.links)
                 self._neighbours.replace(facts.neighbours)
@@ -413,6 +421,62 @@ class Planner:
         self._remapped = True  # What is drained is not folded into another path.
         self._tells.append(Tell("path-drained" if drain else "path-undrained", _named(record)))
         self._touched.add(record)
+
+    def _take_gray(self, path: int, detail: Mapping[str, Any], now: float) -> None:
+        record = self._registry.by_id(path)
+        if record is None or record.gray:
+            return
+        record.gray = True
+        told = {**_named(record), **detail, "action": "report"}
+        if self.config.gray_drain and detail.get("direction") == "out":
+            returned = record.gray_returned
+            again = returned is not None and now - returned < self.config.stable_after
+            record.gray_times = min(record.gray_times + 1, _DOUBLINGS_MAX) if again else 0
+            hold = self.config.gray_hold * 2.0**record.gray_times
+            record.gray_until = now + min(hold, max(self.config.gray_hold, self.config.gray_hold_max))
+            told |= {"action": "drain", "hold_s": round(record.gray_until - now, 3)}
+            if not self._spared(record):
+                told["action"] = "kept: no other path"
+        self._tells.append(Tell("path-gray", told))
+        self._touched.add(record)
+
+    def _end_gray(self, path: int) -> None:
+        """It is as good as others, as its own traffic shows: it has been serving, so that nothing has to change."""
+        record = self._registry.by_id(path)
+        if record is not None and record.gray:
+            self._tells.append(Tell("path-gray-over", _named(record)))
+            self._forgive(record)
+
+    def _forgive(self, record: PathRecord) -> None:
+        record.gray, record.gray_until = False, None
+        self._touched.add(record)
+
+    def _retry_gray(self, now: float) -> None:
+        """Give paths that have been out of service for long enough another chance: only traffic can tell."""
+        for record in self._registry:
+            if record.gray_until is None or now < record.gray_until:
+                continue
+            if (
+                record.state is PathState.UP
+            ):  # could not be spared, so it is judged by its traffic all the time
+                record.gray_until = now + self.config.gray_hold
+                continue
+            record.gray_returned = now
+            self._tells.append(Tell("path-gray-over", _named(record)))
+            self._forgive(record)
+
+    def _spared(self, record: PathRecord) -> bool:
+        """Whether all that it reaches is reached by another path that is well: the last is never taken away."""
+        return all(
+            any(other is not record and self._well(other) for other, _ in legs.members)
+            for legs in record.legs
+        )
+
+    @staticmethod
+    def _well(record: PathRecord) -> bool:
+        return (
+            record.health.serving and not record.drained and record.gray_until is None and bool(record.legs)
+        )
 
     # --- settling ---------------------------------------------------------------------------------------------------
 
@@ -629,7 +693,12 @@ class Planner:
     def _judge(self, now: float) -> dict[Legs, None]:
         """Bring all touched paths, and those whose hold is over, up to date; returns the legs that stand on them."""
         affected: dict[Legs, None] = {}
-        for record in sorted({*self._touched, *self._due(now)}, key=lambda record: record.id):
+        self._retry_gray(now)
+        touched = {*self._touched, *self._due(now)}
+        # Whether a gray path can be spared hangs on how the others are: those first.
+        if touched:
+            touched.update(record for record in self._registry if record.gray_until is not None)
+        for record in sorted(touched, key=lambda record: (record.gray_until is not None, record.id)):
             if record in self._held_down:
                 self._held_down.discard(record)
                 self._bfd.assume_seen(record)
@@ -640,6 +709,8 @@ class Planner:
             if record.health.hold_until is None:
                 record.fib_dead = unseen
             state, reason = self._state(record)
+            if state is PathState.DOWN and record.gray_until is None:
+                record.gray = False
             if (state, reason) != (record.state, record.reason):
                 self._change(record, state, reason, now)
             affected.update(record.legs)
@@ -678,8 +749,7 @@ class Planner:
     def _bfd_reason(self, record: PathRecord) -> Reason:
         return self._bfd.verdict(record, self._neighbours.kin(record)) if self.config.bfd else Reason.NONE
 
-    @staticmethod
-    def _state(record: PathRecord) -> tuple[PathState, Reason]:
+    def _state(self, record: PathRecord) -> tuple[PathState, Reason]:
         if record.health.failing is not Reason.NONE:
             return PathState.DOWN, record.health.failing
         if record.drained:
@@ -688,6 +758,8 @@ class Planner:
             return PathState.DOWN, Reason.NO_ROUTE
         if record.health.hold_until is not None:
             return PathState.HOLD, Reason.HOLD_UP
+        if record.gray_until is not None and self._spared(record):
+            return PathState.DRAINED, Reason.GRAY
         return PathState.UP, Reason.NONE
 
     def _change(self, record: PathRecord, state: PathState, reason: Reason, now: float) -> None:
@@ -695,11 +767,11 @@ class Planner:
         if before is not state:
             record.since = now
         told = before is not state or (state is PathState.DOWN and record.reason is Reason.NO_ROUTE)
-        record.reason = reason
+        was, record.reason = record.reason, reason
         kind = _KINDS.get(state)
-        if state is PathState.DRAINED and before is PathState.DOWN:
+        if state is PathState.DRAINED and (before is PathState.DOWN or reason is Reason.GRAY):
             kind = "path-drained"
-        if before is PathState.DRAINED and state is PathState.UP:
+        if before is PathState.DRAINED and state is PathState.UP and was is not Reason.GRAY:
             kind = None  # told as path-undrained when it was asked for
         if kind is None or not told:
             return

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ PATHS = [path(RED, "red"), path(BLUE, "blue")]
 def pairs(*rows: tuple[tuple[bytes, int], tuple[bytes, int], int, int], **more: Sequence[int]) -> Directions:
     """Rows: near end, far end, home, where the other direction arrives."""
 
-    def octets(place: int) -> np.ndarray:  # type: ignore[type-arg]
+    def octets(place: int) -> npt.NDArray[np.uint8]:
         return np.array([list(row[place][0]) for row in rows], np.uint8).reshape(len(rows), 16)  # type: ignore[index]
 
     return Directions(

@@ -34,6 +34,8 @@ DEFAULTS = {
     "weights": {},
     "placement": "balanced",
     "hold_up": 1.0,
+    "symmetric": True,
+    "gray.action": "report",
     "frr.socket_dir": "/var/run/frr",
     "bpf.pin_dir": "/sys/fs/bpf/qpd",
     "bpf.qps_max": 131072,
@@ -98,6 +100,8 @@ uplinks: [eth1, eth2]
 planes: {spine1: red, eth2: 2}
 weights: {spine1: 400}
 placement: hash
+symmetric: false
+symmetric_idle: 20ms
 hold_up: 500ms
 idle_after: 2m
 reconcile_interval: 30
@@ -106,6 +110,7 @@ bpf: {pin_dir: /sys/fs/bpf/leaf1, attach: clsact, qps_max: 4096}
 api: {socket: /run/qpd/leaf1.sock, group: qpd}
 metrics: {listen: "[::1]:9792", qp_series_max: 0}
 override: {table: 100, priority: 5}
+gray: {action: drain, loss: 0.02, factor: 2, delay: 10ms, min_samples: 100, window: 2, hold: 1m}
 log: {level: debug, format: json}
 """
     settings = load(text)
