@@ -242,7 +242,7 @@ class Guest:
             f"--memory={self._memory}",
             f"--cpus={self._cpus}",
         ]
-        command += [f"--qemu-opts={' '.join(self._devices(path))}", "--", "sh", "-ec", self._script()]
+        command += [f"--qemu-opts={' '.join(self._devices(path))}", "--", "sh", "-exc", self._script()]
         limit = time.monotonic() + deadline
         self.fabric.records.start(
             self._record, namespaces.enter(self.fabric.namespace(self.place.leaf), command), self._log

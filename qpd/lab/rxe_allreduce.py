@@ -95,6 +95,11 @@ class Ring:
         self._inbox = Buffer(self._pd, _PARITIES * self._steps * self.chunk, access)
         capacity = QPCap(max_send_wr=depth, max_recv_wr=2 * depth, max_send_sge=1, max_recv_sge=1)
         self._out, self._in = ([self._new_qp(capacity) for _ in range(qps)] for _ in range(2))
+        # The data of a WRITE goes where the writer says; a receive request takes its immediate only, but pyverbs wants
+        # a place in it all the same.
+        place = SGE(self._inbox.address(0), _ELEMENT, self._inbox.region.lkey)
+        self._immediate = RecvWR(num_sge=1, sg=[place])
+        self._requests: list[list[SendWR]] = []
         self._arrived: set[int] = set()
         self._unsent = 0
         self._next: Peer
@@ -131,11 +136,13 @@ class Ring:
         self._raise(self._in, incoming, previous)
         for _ in range(_PARITIES * self._steps):
             for qp in self._in:
-                qp.post_recv(RecvWR())
+                qp.post_recv(self._immediate)
         # Only now: who knows our QPs may write at once.
         _send(from_previous, asdict(incoming))
         self._next = Peer(**_receive(to_next))
         self._raise(self._out, outgoing, self._next)
+        # Made once: pyverbs never gives the memory of a request back by itself.
+        self._requests = [self._requests_of(slot) for slot in range(_PARITIES * self._steps)]
         to_next.close()
         from_previous.close()
         return {
@@ -163,7 +170,7 @@ class Ring:
         """Replace the data of every rank by the sum of all ranks' data; `number` counts rounds from 0."""
         first = (number % _PARITIES) * self._steps
         for step in range(self._steps):
-            self._write(first + step, ring_chunk(self.rank, step, self.ranks))
+            self._write(first + step)
             self._wait(first + step)
             # What comes is what the predecessor sends in this very step.
             chunk = ring_chunk(self.rank - 1, step, self.ranks) * self.chunk
@@ -178,20 +185,27 @@ class Ring:
         while self._unsent:
             self._poll()
 
-    def _write(self, slot: int, chunk: int) -> None:
-        for index, qp in enumerate(self._out):
+    def _requests_of(self, slot: int) -> list[SendWR]:
+        """What is written in a step of a round: one request a QP."""
+        chunk = ring_chunk(self.rank, slot % self._steps, self.ranks)
+        requests = []
+        for index in range(self.qps):
             offset = index * self.slice
-            source = SGE(
-                self.data.address(chunk * self.chunk + offset), self.slice * _ELEMENT, self.data.region.lkey
-            )
+            source = self.data.address(chunk * self.chunk + offset)
             request = SendWR(
                 opcode=enums.IBV_WR_RDMA_WRITE_WITH_IMM,
                 num_sge=1,
                 imm_data=slot * self.qps + index,
-                sg=[source],
+                sg=[SGE(source, self.slice * _ELEMENT, self.data.region.lkey)],
                 send_flags=enums.IBV_SEND_SIGNALED,
             )
-            request.set_wr_rdma(self._next.rkey, self._next.address + (slot * self.chunk + offset) * _ELEMENT)
+            target = self._next.address + (slot * self.chunk + offset) * _ELEMENT
+            request.set_wr_rdma(self._next.rkey, target)
+            requests.append(request)
+        return requests
+
+    def _write(self, slot: int) -> None:
+        for qp, request in zip(self._out, self._requests[slot], strict=True):
             qp.post_send(request)
             self._unsent += 1
 
@@ -219,7 +233,7 @@ class Ring:
                 )
             if completion.opcode == enums.IBV_WC_RECV_RDMA_WITH_IMM:
                 self._arrived.add(completion.imm_data)
-                by_number[completion.qp_num].post_recv(RecvWR())
+                by_number[completion.qp_num].post_recv(self._immediate)
             else:
                 self._unsent -= 1
 

@@ -127,3 +127,21 @@ def test_the_agent_names_the_port_that_is_missing(tmp_path: Path, monkeypatch: p
     assert rxe_agent.port("another") == Path("/dev/vport1p1")
     with pytest.raises(FileNotFoundError, match="no port qplab"):
         rxe_agent.port("qplab.agent")
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_the_ring_sums_every_chunk_everywhere(ranks: int) -> None:
+    """The schedule on plain numbers: in step s a rank receives what its predecessor sends in step s."""
+    reason = "needs Python's verbs (python3-pyverbs): run 'scripts/setup guest'"
+    ring_chunk = pytest.importorskip("qpd.lab.rxe_allreduce", reason=reason, exc_type=ImportError).ring_chunk
+    data = [[float(rank + 1) * 10**chunk for chunk in range(ranks)] for rank in range(ranks)]
+    for step in range(2 * (ranks - 1)):
+        sent = [data[rank][ring_chunk(rank, step, ranks)] for rank in range(ranks)]
+        for rank in range(ranks):
+            chunk = ring_chunk(rank - 1, step, ranks)
+            if step < ranks - 1:
+                data[rank][chunk] += sent[rank - 1]
+            else:
+                data[rank][chunk] = sent[rank - 1]
+    total = ranks * (ranks + 1) / 2
+    assert data == [[total * 10**chunk for chunk in range(ranks)]] * ranks
