@@ -9,6 +9,7 @@ import ctypes
 import heapq
 import select
 import socket
+import struct
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ _ROOM = 256
 """Bytes of a row beside the data: headers and ICRC."""
 _RECEIVE_BUFFER = 1 << 28
 _CONGESTION_EXPERIENCED = 0b11
-_SO_RCVBUFFORCE, _SO_SNDBUFFORCE = 33, 32
+_SO_RCVBUFFORCE, _SO_SNDBUFFORCE, _SO_MEMINFO = 33, 32, 55
 _IPV6_RECVTCLASS, _UDP_NO_CHECK6_RX = 66, 102
 
 
@@ -65,6 +66,8 @@ class AdapterCounters:
     malformed: int = 0
     unsendable: int = 0
     """Packets that the host could not send: no route, or its link is down."""
+    overflows: int = 0
+    """Packets that the socket's buffer had no room for: the process was late; brought up to date by `tell`."""
 
 
 class Adapter:
@@ -101,6 +104,13 @@ class Adapter:
         """Close the sockets."""
         self._out.close()
         self._in.close()
+
+    def tell(self) -> AdapterCounters:
+        """The counters as they are now."""
+        # SO_MEMINFO's ninth figure is the socket's drops (linux/sock_diag.h).
+        raw = self._in.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36)
+        self.counters.overflows = int(struct.unpack("9I", raw)[8])
+        return self.counters
 
     def watch(self, descriptor: int) -> None:
         """Let `step` return, too, when there is something to read from this descriptor."""

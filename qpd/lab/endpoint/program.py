@@ -7,7 +7,7 @@ been for a while); on `end` says its `result`. It answers its peers all the whil
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,7 @@ def _result(adapter: Adapter, source: Source) -> dict[str, Any]:
     return {
         "begin_ns": round(source.begin * 1e9),
         "end_ns": time.monotonic_ns(),
-        "adapter": vars(adapter.counters),
+        "adapter": asdict(adapter.tell()),
         "qps": {
             number: {"sent": report.of_requester(qp.requester), "received": report.of_responder(qp.responder)}
             for number, qp in adapter.qps.items()

@@ -151,7 +151,7 @@ class Program:
     def result(self) -> dict[str, Any]:
         """What is told at the end."""
         return {
-            "adapter": vars(self.adapter.counters),
+            "adapter": asdict(self.adapter.tell()),
             "qps": {
                 number: {
                     "sent": report.of_requester(qp.requester),
