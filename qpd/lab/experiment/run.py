@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qpd.lab.errors import LabError
-from qpd.lab.experiment import machine, raw, report
+from qpd.lab.experiment import machine, raw
 from qpd.lab.experiment.model import Experiment
 from qpd.lab.experiment.runner import Ended, Runner
 from qpd.lab.experiment.summary import summarize
@@ -81,6 +81,9 @@ def redraw(directory: Path) -> dict[str, Any]:
     tables = raw.load(directory)
     summary = summarize(meta, tables)
     (directory / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    # matplotlib takes seconds to load, and every other command of qplab does without it.
+    from qpd.lab.experiment import report  # noqa: PLC0415
+
     report.write(directory, summary, tables)
     return summary
 
