@@ -6,6 +6,8 @@ Judges are tcpdump with Scapy and tshark, the kernel's interface counters, and t
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from dataclasses import replace
@@ -55,6 +57,7 @@ async def test_frames_are_right_for_scapy_and_tshark(two_dc: Fabric, tmp_path: P
     assert [qp.messages for qp in result.qps] == [20] * 4
     assert [qp.received_bytes for qp in result.qps] == [20 * 99] * 4
     seen: Counter[int] = Counter()
+    numbers: set[int] = set()
     for end in ends:
         file = capture.file(end)
         with PcapReader(str(file)) as reader:
@@ -63,14 +66,12 @@ async def test_frames_are_right_for_scapy_and_tshark(two_dc: Fabric, tmp_path: P
                 raw = bytes(packet[BTH])
                 assert packet[BTH].compute_icrc(raw[-4:])[:4] == raw[-4:], packet.summary()
                 seen[packet[BTH].opcode] += 1
+                numbers.add(packet[BTH].dqpn)
         complaints = namespaces.run(
             ["tshark", "-n", "-r", str(file), "-Y", "_ws.malformed || _ws.expert.severity >= 0x400000"]
         )
         assert complaints.stdout == "", "tshark has nothing to complain of (notes and chats aside)"
-    sightings = await capture.decode()
-    asked = {connection.destination.qp for connection in connections}
-    answered = {connection.source.qp for connection in connections}
-    assert set(sightings.links_by_qp()) == asked | answered
+    assert numbers == {end.qp for one in connections for end in (one.source, one.destination)}
     assert seen[0x0B] >= 80, "WRITE ONLY with immediate"
     assert 4 <= seen[0x11] <= seen[0x0B], "acknowledged, some of them together"
 
@@ -125,6 +126,21 @@ async def test_a_dead_host_kills_the_queue_pairs_and_the_report_says_so(two_dc: 
     assert report.wrong_values == 0
     assert any("transport retry counter exceeded" in line for line in report.failures)
     assert any(qp.error == "transport retry counter exceeded" for qp in report.qps)
+
+
+async def test_a_rank_whose_process_dies_is_told(two_dc: Fabric) -> None:
+    """And the others end with their results."""
+    workload = Workload("allreduce", WORKERS[:2], 1 << 16, iterations=10_000, compute=0.02, transport=PATIENT)
+    async with Execution(two_dc, workload) as execution:
+        await execution.start()
+        async for iteration in execution.iterations():
+            if iteration.number == 0:
+                (pid,) = namespaces.members([two_dc.namespace("dc2-host1")])
+                os.kill(pid, signal.SIGKILL)
+        report = await execution.report()
+    assert not report.ok
+    assert report.failures == ["dc2-host1: the endpoint ended: it said nothing"]
+    assert list(report.adapters) == ["dc1-host1"]
 
 
 async def test_a_cut_in_the_middle_of_an_allreduce(two_dc: Fabric) -> None:

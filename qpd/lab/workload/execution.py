@@ -99,7 +99,8 @@ class Execution:
             while (said := await self._remotes[rank].hear())["kind"] != "result":
                 self._said.put_nowait((rank, said))
         except LabError as error:
-            self._said.put_nowait((rank, {"kind": "failed", "error": str(error)}))
+            why = str(error).removeprefix(f"{self.workload.hosts[rank]}: ")
+            self._said.put_nowait((rank, {"kind": "failed", "error": why}))
             raise
         return said
 
