@@ -179,6 +179,7 @@ async def collective(
     outcome = Outcome(faults=done, begin_ns=report.begin_ns, end_ns=report.end_ns)
     outcome.iterations = [iteration.to_json() for iteration in report.iterations]
     for qp in report.qps:
+        begin, length = silence([(qp.stall_begin_ns, round(qp.stall_s * 1e9))], done)
         outcome.qps.append(
             QpOutcome(
                 source=qp.source,
@@ -190,8 +191,8 @@ async def collective(
                 retransmitted_packets=qp.retransmitted,
                 timeouts=qp.timeouts,
                 naks=qp.naks,
-                silence_ns=round(qp.stall_s * 1e9),
-                silence_at_ns=qp.stall_begin_ns,
+                silence_ns=length,
+                silence_at_ns=begin,
                 back=(addresses[qp.source], qp.source_qp),
                 error=qp.error,
             )

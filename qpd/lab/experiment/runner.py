@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
+from qpd.lab import wan
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import drive, reckon, seeds, steered, tiers
 from qpd.lab.experiment.model import Condition, ConstantRate, Experiment, FabricSection, Limit, Point
@@ -18,7 +19,6 @@ from qpd.lab.experiment.raw import Trial, Writer
 from qpd.lab.fabric import DEFAULT_BFD, Fabric
 from qpd.lab.faults import Schedule
 from qpd.lab.topology import Link
-from qpd.lab.wan import PLAIN
 from qpd.lab.workload import Workload
 
 MENDABLE = (LabError, OSError, subprocess.SubprocessError, asyncio.TimeoutError)
@@ -116,6 +116,8 @@ class Runner:
         names = set(self.fabric.hosts)
         for point in self.experiment.points():
             point.experiment.faults.check(self.fabric.topology)
+            if point.experiment.fabric.wan.needs_netem and (problem := wan.missing()):
+                raise LabError(f"fabric.wan: {problem}")
             workload = point.experiment.workload
             for host in {*workload.hosts, *_receivers(workload)}:
                 if host not in names:
@@ -126,7 +128,7 @@ class Runner:
         """Limit uplinks and make wide-area links of those between sites; None: as the topology has them."""
         own = {link: self._own_shapes[link] for link in self.fabric.topology.inter_site_links}
         for link, shape in own.items():
-            shape_now = wanted.wan if wanted is not None and wanted.wan != PLAIN else shape
+            shape_now = wanted.wan if wanted is not None and wanted.wan != wan.PLAIN else shape
             if self.fabric.shape(link.a) != shape_now:
                 self.fabric.set_shape(link, shape_now)
         limit = wanted.uplinks if wanted is not None else None

@@ -21,6 +21,9 @@ EVENNESS = {f"{tier}_{what}" for tier in TIERS for what in ("max_to_mean", "jain
 QUIET = {"qp_errors", "wrong_values"}
 """Counts of what should not happen at all: worth a sentence, not a plot."""
 
+_BIN = 0.1
+"""Seconds: the width of a row's bin in raw/paths.csv."""
+_MOST_GROUPS = 3
 _MOST_QPS = 64
 """Most rows of a path strip: with more nothing could be told apart."""
 
@@ -69,6 +72,14 @@ class Data:
             if len(own) > len(best):
                 best = own
         return sorted(best, key=lambda row: self.conditions.index(row["condition"]))
+
+    @cached_property
+    def groups(self) -> dict[tuple[str, str], list[str]]:
+        """The links of each group (tier, name), in the order of the topology."""
+        found: dict[tuple[str, str], dict[str, None]] = {}
+        for row in self.tables["loads"]:
+            found.setdefault((row["tier"], row["group"]), {})[row["link"]] = None
+        return {group: list(links) for group, links in found.items()}
 
     def of(self, table: str, trial: Row) -> list[Row]:
         """A trial's rows of a table."""
@@ -351,27 +362,32 @@ def _timeline_panel(axes: Axes, data: Data, trial: Row) -> None:
 
 
 def loads(data: Data) -> Plot | None:
-    """Load of the compared links over time, one row a condition."""
-    tiers = [tier for tier in TIERS if any(row["tier"] == tier for row in data.tables["loads"])]
+    """Load of the compared links over time: a row a condition, a column a group of links."""
+    groups = list(data.groups)
     shown = [row for row in data.shown if data.of("loads", row)]
-    if not shown or not tiers:
+    if not shown or not groups:
         return None
-    figure, axes = panels(len(shown), len(tiers), 1.45)
-    top = dict.fromkeys(tiers, 0.0)
+    leaves, sites = ([group for group in groups if group[0] == tier] for tier in TIERS)
+    chosen = [*leaves[: _MOST_GROUPS - min(1, len(sites))], *sites[:1]]
+    figure, axes = panels(len(shown), len(chosen), 1.45)
+    top = dict.fromkeys(chosen, 0.0)
     for cells, trial in zip(axes, shown, strict=True):
-        for cell, tier in zip(cells, tiers, strict=True):
-            top[tier] = max(
-                top[tier], _load_panel(cell, [row for row in data.of("loads", trial) if row["tier"] == tier])
-            )
-            cell.set_title(f"{trial['condition']}: {TIERS[tier]}", loc="left")
+        for cell, group in zip(cells, chosen, strict=True):
+            rows = [row for row in data.of("loads", trial) if (row["tier"], row["group"]) == group]
+            top[group] = max(top[group], _load_panel(cell, rows))
+            where = f"{TIERS[group[0]]} of {group[1]}"
+            cell.set_title(f"{trial['condition']}: {where}" if cell is cells[0] else where, loc="left")
             cell.set_xlim(*data.span(trial))
     for cells in axes:
-        for cell, tier in zip(cells, tiers, strict=True):
-            cell.set_ylim(0, top[tier] * 1.08 or 1.0)
+        for cell, group in zip(cells, chosen, strict=True):
+            cell.set_ylim(0, top[group] * 1.08 or 1.0)
         cells[0].set_ylabel("Mbit/s")
     for cell in axes[-1]:
         cell.set_xlabel("time (s)")
-    caption = f"What each link sent, from the kernel's interface counters ten times a second. {data.which()}"
+    left_out = (
+        f" {len(groups) - len(chosen)} more groups are in raw/loads.csv." if len(groups) > len(chosen) else ""
+    )
+    caption = f"What each link sent, from the kernel's interface counters ten times a second.{left_out} {data.which()}"
     return finish(figure, "Load of links over time", caption)
 
 
@@ -382,7 +398,8 @@ def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
         own = [row for row in rows if row["link"] == link]
         times = np.array([0.0, *(float(row["time_s"]) for row in own)])
         rates = np.array([float(row["tx_bytes"]) for row in own]) * 8e-6 / np.diff(times)
-        axes.plot(times[1:], rates, color=colour(links, link), linewidth=1.3, label=link)
+        label = link.partition(":")[2] if len({one.partition(":")[0] for one in links}) == 1 else link
+        axes.plot(times[1:], rates, color=colour(links, link), linewidth=1.3, label=label)
         top = max(top, float(rates.max(initial=0.0)))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
     return top
@@ -390,18 +407,22 @@ def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
 
 def strips(data: Data) -> Plot | None:
     """Which queue pair takes which uplink, over time."""
-    links = {row["link"] for row in data.tables["loads"] if row["tier"] == "leaf"}
-    shown = [row for row in data.shown if any(one["link"] in links for one in data.of("paths", row))]
+    places = {
+        link: (leaf, index)
+        for leaf, ((tier, _), links) in enumerate(data.groups.items())
+        if tier == "leaf"
+        for index, link in enumerate(links)
+    }
+    shown = [row for row in data.shown if any(one["link"] in places for one in data.of("paths", row))]
     if not shown:
         return None
     columns = min(2, len(shown))
     figure, axes = panels(-(-len(shown) // columns), columns, 2.4)
     cells = [cell for row in axes for cell in row]
-    order = [link for link in dict.fromkeys(row["link"] for row in data.tables["loads"]) if link in links]
     for cell, trial in zip(cells, shown, strict=False):
         data_qps = {(row["destination"], row["qp"]) for row in data.of("qps", trial)}
         seen = [row for row in data.of("paths", trial) if (row["destination"], row["qp"]) in data_qps]
-        _strip_panel(cell, [row for row in seen if row["link"] in links], order)
+        _strip_panel(cell, [row for row in seen if row["link"] in places], places)
         for fault in data.of("faults", trial):
             for time in (fault["begin_s"], fault["end_s"]):
                 if time is not None:
@@ -410,36 +431,37 @@ def strips(data: Data) -> Plot | None:
         cell.set_xlim(*data.span(trial))
     for cell in cells[len(shown) :]:
         cell.set_axis_off()
-    used = {row["link"] for trial in shown for row in data.of("paths", trial)}
+    names: dict[int, dict[str, None]] = {}
+    for link, (_, index) in places.items():
+        names.setdefault(index, {})[link.partition(":")[2]] = None
     handles = [
-        Patch(color=COLOURS[order.index(link) % len(COLOURS)], label=link) for link in order if link in used
+        Patch(color=COLOURS[index % len(COLOURS)], label=" / ".join(names[index])) for index in sorted(names)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
     caption = (
-        "Each row is a queue pair, its colour the leaf uplink on which its packets were seen: one packet of sixteen, "
-        f"taken from the wire at the uplink's far end. White: nothing seen. {data.which()}"
+        "Each row is a queue pair that sends data, its colour the uplink of its leaf on which its packets were seen: "
+        f"one packet of sixteen, taken from the wire at the uplink's far end. White: nothing seen. {data.which()}"
     )
     return finish(figure, "Path of each queue pair", caption)
 
 
-def _strip_panel(axes: Axes, rows: Sequence[Row], order: Sequence[str]) -> None:
-    first: dict[tuple[str, int], int] = {}
+def _strip_panel(axes: Axes, rows: Sequence[Row], places: Mapping[str, tuple[int, int]]) -> None:
+    first: dict[tuple[str, int], tuple[int, int]] = {}
     for row in sorted(rows, key=lambda row: float(row["time_s"])):
-        first.setdefault((row["destination"], row["qp"]), order.index(row["link"]))
+        first.setdefault((row["destination"], row["qp"]), places[row["link"]])
     keys = sorted(first, key=lambda key: (first[key], key))[:_MOST_QPS]
-    place = {key: index for index, key in enumerate(keys)}
-    by_link: dict[int, tuple[list[float], list[int]]] = {}
+    heights = {key: index for index, key in enumerate(keys)}
+    bars: dict[int, tuple[list[float], list[int]]] = {}
     for row in rows:
         key = (row["destination"], row["qp"])
-        if key in place:
-            times, heights = by_link.setdefault(order.index(row["link"]), ([], []))
+        if key in heights:
+            times, at = bars.setdefault(places[row["link"]][1], ([], []))
             times.append(float(row["time_s"]))
-            heights.append(place[key])
-    width = 0.1
-    for link, (times, heights) in by_link.items():
-        axes.barh(heights, width, left=times, height=0.8, color=COLOURS[link % len(COLOURS)], linewidth=0)
+            at.append(heights[key])
+    for index, (times, at) in bars.items():
+        axes.barh(at, _BIN, left=times, height=0.8, color=COLOURS[index % len(COLOURS)], linewidth=0)
     axes.set_ylim(-0.6, len(keys) - 0.4)
     axes.set_yticks([])
-    axes.set_ylabel(f"{len(keys)} queue pairs")
+    axes.set_ylabel(f"{len(keys)} of {len(first)} QPs" if len(first) > len(keys) else f"{len(keys)} QPs")
     axes.set_xlabel("time (s)")
     axes.grid(visible=False)
