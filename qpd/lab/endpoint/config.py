@@ -56,11 +56,14 @@ class Transport:
             ("rnr_timer", 0, 31),
             ("ack_every", 1, 1 << 20),
         ):
-            value = getattr(self, name)
-            _check(
-                isinstance(value, int) and low <= value <= high, name, value, f"give {low} to {high}, whole"
-            )
-        _check(self.rate is None or self.rate > 0, "rate", self.rate, "give bits per second, or leave it out")
+            value: object = getattr(self, name)
+            fine = isinstance(value, int) and low <= value <= high
+            _check(fine, name, value, f"give {low} to {high}, whole")
+        rate: object = self.rate
+        fine = rate is None or (isinstance(rate, (int, float)) and rate > 0)
+        _check(fine, "rate", rate, "give bits per second, or leave it out")
+        for name in ("dcqcn", "check_icrc"):
+            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "give true or false")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Transport:

@@ -68,17 +68,18 @@ class Workload:
             _check(len(self.servers) >= 1, "servers", list(self.servers), "name a host that is no worker")
         else:
             _check(not self.servers, "servers", list(self.servers), "an allreduce has none; leave them out")
-        _check(
-            self.message >= ELEMENT and self.message % ELEMENT == 0,
-            "message",
-            self.message,
-            "a multiple of 4",
-        )
         for key in ("bytes", "iterations", "qps", "chunks"):
             value = getattr(self, key)
             _check(isinstance(value, int) and value >= 1, key, value, "give a whole number from 1 on")
+        _check(self.message % ELEMENT == 0, "message", self.message, "give a multiple of 4")
         for key in ("compute", "jitter"):
-            _check(getattr(self, key) >= 0, key, getattr(self, key), "give seconds, 0 or more")
+            seconds = getattr(self, key)
+            _check(
+                isinstance(seconds, (int, float)) and seconds >= 0, key, seconds, "give seconds, 0 or more"
+            )
+        _check(
+            self.sites is None or isinstance(self.sites, Mapping), "sites", self.sites, "map hosts to sites"
+        )
         _check(self.family in {4, 6}, "family", self.family, "give 4 or 6")
 
     @classmethod
@@ -99,18 +100,16 @@ class Workload:
                 hosts = made[key] or []
                 _check(isinstance(hosts, (list, tuple)), key, hosts, "give a list of hosts")
                 made[key] = tuple(map(str, hosts))
-        ports = made.get("source_ports", SourcePorts.LINUX)
+        ports = made.get("source_ports") or SourcePorts.LINUX
         policies = [one.value for one in SourcePorts]
         _check(ports in policies, "source_ports", ports, f"give {', '.join(policies)}")
         made["source_ports"] = SourcePorts(ports)
         transport = made.get("transport") or {}
+        _check(isinstance(transport, (Transport, Mapping)), "transport", transport, "give a mapping")
         made["transport"] = (
             transport if isinstance(transport, Transport) else Transport.from_mapping(transport)
         )
-        try:
-            return cls(**made)
-        except TypeError as error:
-            raise LabError(f"workload: {error}; compare with docs/workloads.md") from error
+        return cls(**made)
 
     def to_mapping(self) -> dict[str, Any]:
         """What `from_mapping` takes, and JSON."""
