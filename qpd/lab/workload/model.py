@@ -68,7 +68,7 @@ class Workload:
             _check(len(self.servers) >= 1, "servers", list(self.servers), "name a host that is no worker")
         else:
             _check(not self.servers, "servers", list(self.servers), "an allreduce has none; leave them out")
-        for key in ("bytes", "iterations", "qps", "chunks"):
+        for key in ("bytes", "iterations", "qps", "chunks", "message"):
             value = getattr(self, key)
             _check(isinstance(value, int) and value >= 1, key, value, "give a whole number from 1 on")
         _check(self.message % ELEMENT == 0, "message", self.message, "give a multiple of 4")
