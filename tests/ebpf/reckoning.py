@@ -93,11 +93,11 @@ class Reckoning:
 
     packets: int = 0
     retransmitted: int = 0
-    """Requests sent again: those that had passed before, and what else such a repetition brought (go-back-N)."""
+    """Requests sent again: all that a repetition brings (go-back-N), up to the newest that had passed before it."""
     out_of_order: int = 0
-    """Requests that came behind later ones for the first time, and not as part of a repetition."""
+    """Requests that came behind later ones, and not as part of a repetition."""
     lost: int = 0
-    """Requests that had not passed when they should have: missing ones, and those that came by a repetition only."""
+    """Requests that a pass along the numbers left out and that did not come late; in a repetition, too."""
     ecn_marked: int = 0
     cnps: int = 0
     naks: Counter[str] = field(default_factory=Counter)
@@ -199,28 +199,51 @@ def _reckon(some: Sequence[Packet], mtu: int) -> Reckoning:
 
 
 def _follow(connection: Sequence[Packet], mtu: int, found: Reckoning) -> None:
-    """Tell apart what passes for the first time, late, again, or never."""
+    """Tell apart what passes for the first time, late, again, or never.
+
+    A sender passes along its numbers, and goes back to begin another pass (go-back-N). What a pass leaves out is lost,
+    in a later pass as in the first, unless it comes late.
+    """
     first = connection[0].psn
-    seen: set[int] = set()
-    newest = -1
-    late: list[int] = []
-    """First passages behind `newest` since that was reached: late ones, unless a repetition follows."""
-    for packet in connection:
-        numbers = [ahead(psn % _WHOLE, first) for psn in used(packet, mtu)]
-        if numbers[0] > newest:
-            found.out_of_order += len(late)
-            late = []
-        elif numbers[0] in seen:
-            # Go-back-N: whoever sends one number again sends all from there on, so the fillings were sent again, too.
-            found.retransmitted += 1 + len(late)
-            found.lost += len(late)
-            late = []
-        else:
-            late.append(numbers[0])
-        seen.update(numbers)
-        newest = max(newest, numbers[-1])
-    found.out_of_order += len(late)
-    found.lost += newest + 1 - len({number for number in seen if number >= 0})
+    numbers = [[ahead(psn % _WHOLE, first) for psn in used(packet, mtu)] for packet in connection]
+    newest = numbers[0][0] - 1
+    due = numbers[0][0]
+    left_out: set[int] = set()
+    """What this pass has not brought yet."""
+    for position, (number, *_) in enumerate(numbers):
+        last = numbers[position][-1]
+        late: bool | None = False
+        if number < due:
+            late = _late(numbers[position:], due, left_out)
+            if late:
+                found.out_of_order += 1
+                left_out.discard(number)
+            elif late is not None:
+                found.lost += len(left_out)
+                left_out = set()
+        elif number > due:
+            left_out.update(range(due, number))
+        if late is False:
+            found.retransmitted += number <= newest
+            due = last + 1
+        newest = max(newest, last)
+    found.lost += len(left_out)
+
+
+def _late(rest: Sequence[Sequence[int]], due: int, left_out: set[int]) -> bool | None:
+    """Whether the first of these only fills a gap: all that comes before the pass goes on are such fillings.
+
+    None: it does not go on any more, so nobody can know.
+    """
+    filled: set[int] = set()
+    for number, *_ in rest:
+        if number >= due:
+            return True
+        if number not in left_out or number in filled:
+            # Before the very first packet there is no pass that could have left it out.
+            return number < 0
+        filled.add(number)
+    return None
 
 
 def nak(syndrome: int | None) -> str | None:
@@ -351,8 +374,8 @@ def _print(capture: Path, reckoned: Mapping[Key, Reckoning], known: Mapping[Key,
         others = " ".join(f"{other.dst}:{other.qp:#x}" for other in sorted(known.get(key, ())))
         print(
             f"  {key.vni} {key.dst} {key.qp:#x}: packets {one.packets} retransmitted {one.retransmitted}"
-            f" lost {one.lost} out_of_order {one.out_of_order} naks {dict(one.naks)} cnps {one.cnps} ecn {one.ecn_marked}"
-            f" connections {one.connections} peers {others or '-'}"
+            f" lost {one.lost} out_of_order {one.out_of_order} naks {dict(one.naks)} cnps {one.cnps}"
+            f" ecn {one.ecn_marked} connections {one.connections} peers {others or '-'}"
         )
 
 
