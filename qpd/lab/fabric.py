@@ -559,7 +559,7 @@ class Fabric:
 
     # -- qpd --------------------------------------------------------------------------------------------------------
 
-    def start_daemon(self, node: str, daemon: str, deadline: float = 30.0) -> None:
+    def start_daemon(self, node: str, daemon: str, deadline: float = 90.0) -> None:
         """Start a router's daemon again, with its configuration; nothing happens where it runs.
 
         Raises:
@@ -568,7 +568,8 @@ class Fabric:
         if self.records.find(f"{node}.{daemon}") is not None:
             return
         if daemon == "qpd":
-            self.start_qpd(node, deadline=deadline)
+            self.sidecar(node).restart()
+            self.wait_qpd(node, deadline)
         else:
             self.router(node).restart(daemon, time.monotonic() + deadline)
 

@@ -82,6 +82,16 @@ class Sidecar:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.pins.parent.mkdir(parents=True, exist_ok=True)
         self.config.write_text(yaml.safe_dump(self.configuration(extra), sort_keys=False), encoding="utf-8")
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the daemon with the configuration that it had before.
+
+        Raises:
+            LabError: where it has none.
+        """
+        if not self.config.exists():
+            raise LabError(f"{self.node}: qpd has not been started here yet")
         self.records.start(self._record, self._enter("run", "--config", str(self.config)), self.log)
 
     def status(self, timeout: float = 2.0) -> dict[str, Any] | None:

@@ -134,14 +134,14 @@ def test_a_rebooted_spine_is_gone_and_back(two_dc: Fabric, injector: Injector) -
 
 
 def test_qpd_killed_and_started_again_steers(two_dc: Fabric, injector: Injector) -> None:
-    two_dc.start_qpd("dc1-leaf1")
+    two_dc.start_qpd("dc1-leaf1", {"placement": "hash"}, deadline=CONVERGE)
     fault = Kill("dc1-leaf1")
     injector.begin(fault)
     assert not two_dc.sidecar("dc1-leaf1").running
     injector.end(fault)
     status = two_dc.sidecar("dc1-leaf1").status()
     assert status is not None
-    assert status["state"] == "steering"
+    assert (status["state"], status["placement"]) == ("steering", "hash"), "it has another configuration"
 
 
 def test_delay_is_refused_in_one_line_where_the_kernel_has_no_netem(

@@ -24,7 +24,7 @@ PAIR = """
 name: pair
 spines: 1
 leaves: 1
-bfd: 500x5
+bfd: 1000x5
 sites: {a: , b: }
 wan: [{between: [a, b], profile: paper}]
 """
