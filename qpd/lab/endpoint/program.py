@@ -21,8 +21,8 @@ from qpd.lab.endpoint.requester import Request
 
 _IDLE = 0.05
 """Seconds that nothing is done at most, where nothing happens."""
-_RECEIVES = 64
-"""Receive requests of a queue pair."""
+_RECEIVES = 160
+"""Receive requests of a queue pair: more than one look at the socket can use up."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ from qpd.lab.workload.rank import Posting, Rank, layout
 
 _IDLE = 0.05
 """Seconds that nothing is done at most, where nothing happens."""
-_RECEIVES = 512
+_RECEIVES = 160
 """Receive requests of a queue pair: more than one look at the socket can use up."""
 _BLOCK = 1 << 18
 """Elements that are filled or checked between two looks at the socket."""
