@@ -126,6 +126,18 @@ def test_a_write_out_of_bounds_fails_the_queue_pair(place: str, closing: list[Pa
     assert not both.target.any()
 
 
+def test_a_failed_queue_pair_answers_nobody(place: str, closing: list[Pair]) -> None:
+    """So the peer's requests run out of retries."""
+    both = pair(place, replace(TRANSPORT, timeout=10, retry_count=2))
+    closing.append(both)
+    both.far.requester.refused("remote operation error")
+    both.sender.post(both.near, Request(0, 100, 0))
+    both.run(lambda: both.sender.failed)
+    assert both.near.requester.error == "transport retry counter exceeded"
+    assert both.near.requester.counters.timeouts == 3
+    assert not both.target.any()
+
+
 def test_what_is_no_packet_of_ours_is_counted_and_dropped(place: str, closing: list[Pair]) -> None:
     both = pair(place, TRANSPORT)
     closing.append(both)

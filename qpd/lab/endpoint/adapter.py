@@ -178,6 +178,9 @@ class Adapter:
             if qp is None:
                 self.counters.unknown_qp += 1
                 continue
+            if qp.requester.error is not None:
+                # In the error state nothing is taken and nothing answered (IBA volume 1, 10.3.1.7).
+                continue
             if self.transport.check_icrc and not frames.check(row, length, qp.reverse):
                 self.counters.bad_icrc += 1
                 continue
