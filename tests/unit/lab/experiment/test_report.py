@@ -249,8 +249,8 @@ def test_every_axis_has_a_label_and_something_to_show(
     rows = raw.load(directory)
     list(all_plots(Data(summarize(meta(), rows), rows)))
     assert len(figures) == 6
-    for title, figure in figures:
-        for axes in figure.axes:
+    for title, made in figures:
+        for axes in made.axes:
             if not axes.axison:
                 continue
             assert axes.has_data() or axes.patches or axes.collections, title
@@ -258,7 +258,7 @@ def test_every_axis_has_a_label_and_something_to_show(
             assert labelled, title
             assert axes.get_ylabel() or title == "Faults, outage and stall" or "links" in title, title
     units = re.compile(r"\((ms|s|Mbit/s|MB)\)$")
-    results = next(figure for title, figure in figures if title == "Results")
+    results = next(made for title, made in figures if title == "Results")
     assert all(units.search(axes.get_ylabel()) for axes in results.axes if axes.axison)
 
 
