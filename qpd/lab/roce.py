@@ -50,6 +50,46 @@ class Opcode(IntEnum):
         return _EXTENSIONS.get(self, 0)
 
 
+FIRSTS = frozenset(
+    {
+        Opcode.SEND_FIRST,
+        Opcode.SEND_ONLY,
+        Opcode.SEND_ONLY_IMMEDIATE,
+        Opcode.WRITE_FIRST,
+        Opcode.WRITE_ONLY,
+        Opcode.WRITE_ONLY_IMMEDIATE,
+    }
+)
+"""Requests that begin a message."""
+
+LASTS = frozenset(
+    {
+        Opcode.SEND_LAST,
+        Opcode.SEND_LAST_IMMEDIATE,
+        Opcode.SEND_ONLY,
+        Opcode.SEND_ONLY_IMMEDIATE,
+        Opcode.WRITE_LAST,
+        Opcode.WRITE_LAST_IMMEDIATE,
+        Opcode.WRITE_ONLY,
+        Opcode.WRITE_ONLY_IMMEDIATE,
+    }
+)
+"""Requests that end a message."""
+
+REQUESTS = FIRSTS | LASTS | {Opcode.SEND_MIDDLE, Opcode.WRITE_MIDDLE}
+
+WITH_RETH = frozenset({Opcode.WRITE_FIRST, Opcode.WRITE_ONLY, Opcode.WRITE_ONLY_IMMEDIATE})
+"""Requests that say where in the peer's memory their message goes, and how long it is."""
+
+WITH_IMMEDIATE = frozenset(
+    {
+        Opcode.SEND_LAST_IMMEDIATE,
+        Opcode.SEND_ONLY_IMMEDIATE,
+        Opcode.WRITE_LAST_IMMEDIATE,
+        Opcode.WRITE_ONLY_IMMEDIATE,
+    }
+)
+
 _EXTENSIONS = {
     Opcode.SEND_LAST_IMMEDIATE: 4,
     Opcode.SEND_ONLY_IMMEDIATE: 4,

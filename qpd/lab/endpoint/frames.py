@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from qpd.lab import roce
 from qpd.lab.endpoint.requester import Segment
 from qpd.lab.endpoint.responder import Reply
-from qpd.lab.roce import BTH_LENGTH, ICRC_LENGTH, Opcode
+from qpd.lab.roce import BTH_LENGTH, ICRC_LENGTH, WITH_IMMEDIATE, WITH_RETH, Opcode
 
 UDP_LENGTH = 8
 _BTH = struct.Struct(">BBHII")
@@ -171,10 +171,6 @@ def check(row: memoryview, length: int, prefix: Prefix) -> bool:
 _EXTENSION = [0] * 256
 for _opcode in Opcode:
     _EXTENSION[_opcode] = _opcode.extension
-_WITH_RETH = frozenset({Opcode.WRITE_FIRST, Opcode.WRITE_ONLY, Opcode.WRITE_ONLY_IMMEDIATE})
-_WITH_IMMEDIATE = frozenset(
-    {Opcode.SEND_LAST_IMMEDIATE, Opcode.SEND_ONLY_IMMEDIATE, Opcode.WRITE_LAST_IMMEDIATE, Opcode.WRITE_ONLY_IMMEDIATE}
-)  # fmt: skip
 
 
 def read(row: memoryview, length: int) -> Packet | None:
@@ -187,9 +183,9 @@ def read(row: memoryview, length: int) -> Packet | None:
     if end < begin:
         return None
     more: dict[str, Any] = {}
-    if opcode in _WITH_RETH:
+    if opcode in WITH_RETH:
         more["address"], _, more["total"] = _RETH.unpack_from(row, BTH_LENGTH)
-    if opcode in _WITH_IMMEDIATE:
+    if opcode in WITH_IMMEDIATE:
         more["immediate"] = _WORD.unpack_from(row, begin - 4)[0]
     if opcode == Opcode.ACKNOWLEDGE:
         more["syndrome"] = row[BTH_LENGTH]

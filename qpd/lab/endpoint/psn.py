@@ -5,7 +5,9 @@ Inside the endpoint packets are counted without end; only what goes over the wir
 
 from __future__ import annotations
 
-MODULUS = 1 << 24
+from qpd.lab.roce import PSN_MODULUS as MODULUS
+
+__all__ = ["MODULUS", "distance", "unfold"]
 _HALF = MODULUS // 2
 
 

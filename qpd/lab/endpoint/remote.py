@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import Fabric
+from qpd.lab.sender import end_with_parent
 
 _LINE = 1 << 28
 """Longest line: what thousands of queue pairs have to tell."""
@@ -87,8 +86,7 @@ class Control:
     """Standard input and output of such a program."""
 
     def __init__(self) -> None:
-        # Asks the kernel for SIGTERM when the parent ends (prctl(2), PR_SET_PDEATHSIG).
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+        end_with_parent()
         self._buffer = b""
         self.closed = False
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from qpd.lab.endpoint import psn
-from qpd.lab.roce import Opcode
+from qpd.lab.roce import FIRSTS, LASTS, REQUESTS, WITH_IMMEDIATE, Opcode
 
 INVALID_CREDITS = 31
 """The credit count of an ACK whose sender does not limit the requester (IBA volume 1, 9.7.7.2.1)."""
@@ -74,21 +74,6 @@ class ResponderCounters:
     naks: int = 0
     """Answers of a sequence error."""
     rnr_naks: int = 0
-
-
-_FIRSTS = {
-    Opcode.SEND_FIRST, Opcode.SEND_ONLY, Opcode.SEND_ONLY_IMMEDIATE,
-    Opcode.WRITE_FIRST, Opcode.WRITE_ONLY, Opcode.WRITE_ONLY_IMMEDIATE,
-}  # fmt: skip
-_LASTS = {
-    Opcode.SEND_LAST, Opcode.SEND_LAST_IMMEDIATE, Opcode.SEND_ONLY, Opcode.SEND_ONLY_IMMEDIATE,
-    Opcode.WRITE_LAST, Opcode.WRITE_LAST_IMMEDIATE, Opcode.WRITE_ONLY, Opcode.WRITE_ONLY_IMMEDIATE,
-}  # fmt: skip
-_WITH_IMMEDIATE = {
-    Opcode.SEND_LAST_IMMEDIATE, Opcode.SEND_ONLY_IMMEDIATE,
-    Opcode.WRITE_LAST_IMMEDIATE, Opcode.WRITE_ONLY_IMMEDIATE,
-}  # fmt: skip
-_KNOWN = _FIRSTS | _LASTS | {Opcode.SEND_MIDDLE, Opcode.WRITE_MIDDLE}
 
 
 class Responder:
@@ -178,7 +163,7 @@ class Responder:
         self, opcode: int, length: int, ask: bool, address: int, total: int, immediate: int
     ) -> int:
         is_write = opcode >= Opcode.WRITE_FIRST
-        if opcode in _FIRSTS:
+        if opcode in FIRSTS:
             self._within = is_write
             if not is_write:
                 address, total = self._receives[0]
@@ -191,8 +176,8 @@ class Responder:
         counters = self.counters
         counters.packets += 1
         counters.bytes += length
-        if opcode in _LASTS:
-            self._complete(is_write, immediate if opcode in _WITH_IMMEDIATE else None)
+        if opcode in LASTS:
+            self._complete(is_write, immediate if opcode in WITH_IMMEDIATE else None)
         if ask or (self.reply is not None and not self.reply.is_ack):
             self._acknowledge()
         return place
@@ -207,17 +192,17 @@ class Responder:
 
     def _refusal(self, opcode: int, length: int, address: int, total: int) -> Syndrome | None:
         """Why the expected packet cannot be taken; None where it can."""
-        if opcode not in _KNOWN or (opcode in _FIRSTS) != (self._within is None):
+        if opcode not in REQUESTS or (opcode in FIRSTS) != (self._within is None):
             return Syndrome.INVALID_REQUEST
         is_write = opcode >= Opcode.WRITE_FIRST
         if self._within is not None and self._within != is_write:
             return Syndrome.INVALID_REQUEST
-        last = opcode in _LASTS
+        last = opcode in LASTS
         if length > self._mtu or (not last and length != self._mtu):
             return Syndrome.INVALID_REQUEST
-        if not self._receives and (opcode in _WITH_IMMEDIATE or (not is_write and opcode in _FIRSTS)):
+        if not self._receives and (opcode in WITH_IMMEDIATE or (not is_write and opcode in FIRSTS)):
             return Syndrome.RNR_NAK
-        if opcode in _FIRSTS:
+        if opcode in FIRSTS:
             if is_write and not 0 <= address <= address + total <= self._memory:
                 return Syndrome.REMOTE_ACCESS_ERROR
             room = total if is_write else self._receives[0][1]
