@@ -16,11 +16,11 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any
 
-from qpd.lab import faults, rtnetlink
+from qpd.lab import faults, rtnetlink, wan
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import Fabric
 from qpd.lab.faults import Fault, Schedule, Step
-from qpd.lab.processes import end
+from qpd.lab.processes import Identity, end
 from qpd.lab.topology import Endpoint, Link
 
 OnStep = Callable[[Step, int, int], None]
@@ -50,12 +50,15 @@ class Injector:
         """Do it. Blocks until it is done.
 
         Raises:
-            LabError: where the lab has no such link, node or daemon, or another fault holds the same.
+            LabError: where the lab has no such link, node or daemon, another fault holds the same, the daemon does
+                not run, or this kernel cannot do it; nothing is done then.
         """
         claims = fault.claims(self.fabric.topology)
         for other in self._active:
             if shared := faults.shared(claims, other.claims(self.fabric.topology)):
                 raise LabError(f"{fault}: {other} holds {shared} already")
+        if problem := self._impossible(fault):
+            raise LabError(f"{fault}: {problem}")
         self._active.append(fault)
         self._journal.write(fault)
         self._do(fault)
@@ -84,6 +87,14 @@ class Injector:
             self._undo(fault)
             self._journal.forget(fault)
         return found
+
+    def _impossible(self, fault: Fault) -> str | None:
+        """Why it cannot be done now; None where it can."""
+        if isinstance(fault, faults.Delay):
+            return wan.missing()
+        if isinstance(fault, faults.Stop | faults.Kill | faults.Hang) and self._daemon(fault) is None:
+            return "it does not run"
+        return None
 
     # -- each fault ----------------------------------------------------------------------------------------------
 
@@ -143,15 +154,12 @@ class Injector:
 
     @_do.register
     def _(self, fault: faults.Stop) -> None:
-        identity = self.fabric.records.find(f"{fault.node}.{fault.daemon}")
-        if identity is None:
-            raise LabError(f"stop: {fault.daemon} of {fault.node} does not run")
-        end([identity], grace=10.0)
+        if (identity := self._daemon(fault)) is not None:
+            end([identity], grace=10.0)
 
     @_do.register
     def _(self, fault: faults.Kill) -> None:
-        if not self._send(fault.node, fault.daemon, signal.SIGKILL):
-            raise LabError(f"kill: {fault.daemon} of {fault.node} does not run")
+        self._send(fault.node, fault.daemon, signal.SIGKILL)
 
     @_undo.register(faults.Stop)
     @_undo.register(faults.Kill)
@@ -160,8 +168,7 @@ class Injector:
 
     @_do.register
     def _(self, fault: faults.Hang) -> None:
-        if not self._send(fault.node, fault.daemon, signal.SIGSTOP):
-            raise LabError(f"hang: {fault.daemon} of {fault.node} does not run")
+        self._send(fault.node, fault.daemon, signal.SIGSTOP)
 
     @_undo.register
     def _(self, fault: faults.Hang) -> None:
@@ -197,13 +204,14 @@ class Injector:
         names = list(self.fabric.router(node).daemons())
         return [*names, faults.QPD] if self.fabric.sidecar(node).config.exists() else names
 
-    def _send(self, node: str, daemon: str, number: int) -> bool:
+    def _daemon(self, fault: faults.Stop | faults.Kill | faults.Hang) -> Identity | None:
+        return self.fabric.records.find(f"{fault.node}.{fault.daemon}")
+
+    def _send(self, node: str, daemon: str, number: int) -> None:
+        """Send a daemon a signal; nothing happens where it has ended. A killed one is gone when this returns."""
         identity = self.fabric.records.find(f"{node}.{daemon}")
-        if identity is None or not identity.send(number):
-            return False
-        if number == signal.SIGKILL:
+        if identity is not None and identity.send(number) and number == signal.SIGKILL:
             end([identity])
-        return True
 
 
 class Journal:

@@ -154,6 +154,12 @@ def test_delay_is_refused_in_one_line_where_the_kernel_has_no_netem(
     assert "\n" not in str(caught.value)
 
 
+def test_a_daemon_that_does_not_run_is_not_killed(two_dc: Fabric, injector: Injector) -> None:
+    with pytest.raises(LabError, match="kill dc1-leaf2 qpd: it does not run"):
+        injector.begin(Kill("dc1-leaf2"))
+    assert injector.active == ()
+
+
 def test_a_fault_that_meets_another_is_refused(two_dc: Fabric, injector: Injector) -> None:
     injector.begin(Cut("dc1-leaf1 dc1-spine1"))
     with pytest.raises(LabError, match=r"holds carrier of .* already"):
