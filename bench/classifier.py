@@ -120,6 +120,7 @@ def _node(scope: Scope, source: Path, cache: Path, qps_max: int) -> Iterator[Tes
 
 _REDIRECTED = Expectation(REDIRECT, Hook.STEER, Verdict.REDIRECTED)
 _OWN = Expectation(PASS, Hook.STEER, Verdict.OWN_PATH)
+_OBSERVED = Expectation(PASS, Hook.OBSERVE, Verdict.OBSERVED)
 _FLOOR = Expectation(REDIRECT)
 
 
@@ -128,9 +129,11 @@ def _known(test: TestRun) -> list[Row]:
     own, away = frames.vxlan(OWN_VTEP, QP_OWN), frames.vxlan(VTEP, QP_AWAY)
     # The same inner packet in other outer headers would be the same QP.
     routed, away6 = frames.plain(ROUTED, QP_AWAY), frames.vxlan(VTEP6, QP_AWAY + 1)
-    for frame in (own, away, routed, away6):
+    ack = frames.vxlan(VTEP, QP_AWAY + 2, frames.ACKNOWLEDGE)
+    for frame in (own, away, routed, away6, ack):
         test.fill("steer", frame, int.from_bytes(frame.octets[frame.qp_at :][:4], "big"), 1)
     test.fill("observe", away, QP_AWAY, 1)
+    test.fill("observe", ack, QP_AWAY + 2, 1)
     ready = _with_port(away, testrun.port_of(testrun.key_of(QP_AWAY)))
     return [
         Row("empty", "bench_empty", away, Expectation()),
@@ -139,7 +142,9 @@ def _known(test: TestRun) -> list[Row]:
         Row("steer, own path", "steer", own, _OWN, floor="floor"),
         Row("steer, redirected", "steer", away, _REDIRECTED, floor="floor", target=("floor", 1.2)),
         Row("steer, redirected, port is right", "steer", ready, _REDIRECTED, floor="floor"),
-        Row("observe", "observe", away, Expectation(PASS, Hook.OBSERVE, Verdict.OBSERVED), floor="floor"),
+        Row("steer, redirected, an ACK", "steer", ack, _REDIRECTED, floor="floor"),
+        Row("observe", "observe", away, _OBSERVED, floor="floor"),
+        Row("observe, an ACK", "observe", ack, _OBSERVED, floor="floor"),
         Row("floor, plain", "bench_floor", routed, _FLOOR),
         Row("steer, redirected, plain", "steer", routed, _REDIRECTED, floor="floor, plain"),
         Row("floor, over IPv6", "bench_floor", away6, _FLOOR),

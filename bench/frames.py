@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from qpd.model import Address
 
 ROCE, VXLAN = 4791, 4789
-RDMA_WRITE_ONLY = 0x0A
+RDMA_WRITE_ONLY, ACKNOWLEDGE = 0x0A, 0x11
 PAYLOAD = 1024
 """The path MTU of RoCE over Ethernet's 1 500 octets (InfiniBand Architecture 1, 9.7.1 lists the sizes)."""
 VNI = 10010
@@ -37,9 +37,9 @@ def plain(destination: Address, qp: int) -> Frame:
     return Frame(octets, qp_at=len(octets) - PAYLOAD - 4 - 8)
 
 
-def vxlan(vtep: Address, qp: int) -> Frame:
+def vxlan(vtep: Address, qp: int, opcode: int = RDMA_WRITE_ONLY) -> Frame:
     """RoCEv2 in VXLAN; over IPv6 with the outer checksum that Linux computes by default."""
-    inner = _ethernet(_ip(HOST, PEER, _udp(49200, ROCE, _bth(qp))), PEER)
+    inner = _ethernet(_ip(HOST, PEER, _udp(49200, ROCE, _bth(qp, opcode))), PEER)
     tunnelled = struct.pack("!B3xI", 0x08, VNI << 8) + inner
     local = LOCAL_VTEP if vtep.version == 4 else LOCAL_VTEP6
     check = 0
@@ -70,8 +70,8 @@ def host_payload(qp: int) -> bytes:
     return _bth(qp)
 
 
-def _bth(qp: int) -> bytes:
-    return struct.pack("!BBHII", RDMA_WRITE_ONLY, 0x40, 0xFFFF, qp, 0) + bytes(PAYLOAD + 4)
+def _bth(qp: int, opcode: int = RDMA_WRITE_ONLY) -> bytes:
+    return struct.pack("!BBHII", opcode, 0x40, 0xFFFF, qp, 0) + bytes(PAYLOAD + 4)
 
 
 def _udp(source: int, destination: int, payload: bytes, check: int = 0) -> bytes:

@@ -14,16 +14,21 @@ struct bench_state {
 	__u32 port_at; /* of the outer UDP header */
 	__be16 port;
 	__sum16 check;
+	__u32 psn; /* of the next packet; only grows, so that every stream of requests goes on */
+	__u32 pad;
 };
 
 BPF_TABLE_PINNED("array", __u32, struct bench_state, bench_state, 1, PIN_DIR "/bench_state");
+/* Which of the queue pairs drawn at random -> the PSN of its last packet; its first one, by which it was made, had 0. */
+BPF_TABLE_PINNED("array", __u32, __u32, bench_psns, QPS_MAX, PIN_DIR "/bench_psns");
 /* [0]: the program under test. */
 BPF_TABLE_PINNED("prog", __u32, __u32, bench_subject, 1, PIN_DIR "/bench_subject");
 
 #define OFFSET_MAX 255
 
 /* BPF_PROG_TEST_RUN hands each repetition what the one before left: the mark of a redirected packet in skb->cb, and a
- * source port that is right already. As on the wire, each packet comes without the one and with another port. */
+ * source port that is right already. As on the wire, each packet comes without the one and with another port, and its PSN
+ * is the next one of its queue pair. */
 static __always_inline void restore(struct __sk_buff *skb, struct bench_state *state)
 {
 	void *start = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
@@ -47,6 +52,16 @@ static __always_inline void set_qp(struct __sk_buff *skb, struct bench_state *st
 		*dest_qp = bpf_htonl(qp & 0xffffff);
 }
 
+static __always_inline void set_psn(struct __sk_buff *skb, struct bench_state *state, __u32 psn)
+{
+	void *start = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 at = state->qp_at & OFFSET_MAX;
+	__be32 *word = start + at + 4;
+
+	if (at && (void *)(word + 1) <= end)
+		*word = bpf_htonl(psn & 0xffffff);
+}
+
 /* --- Harnesses: each prepares the frame and jumps to the subject. The jump is direct, since the index is constant. --- */
 
 /* The same queue pair again and again. */
@@ -58,6 +73,7 @@ int bench_same(struct __sk_buff *skb)
 	if (!state)
 		return TC_ACT_SHOT;
 	restore(skb, state);
+	set_psn(skb, state, state->psn++);
 	bench_subject.call(skb, 0);
 	return TC_ACT_SHOT;
 }
@@ -67,12 +83,17 @@ int bench_random(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
 	struct bench_state *state = bench_state.lookup(&zero);
+	__u32 drawn, *psn;
 
 	if (!state)
 		return TC_ACT_SHOT;
 	restore(skb, state);
 	state->draw = state->draw * 1664525 + 1013904223;
-	set_qp(skb, state, state->first_qp + ((__u64)state->draw * state->qps >> 32));
+	drawn = (__u64)state->draw * state->qps >> 32;
+	set_qp(skb, state, state->first_qp + drawn);
+	psn = bench_psns.lookup(&drawn);
+	if (psn)
+		set_psn(skb, state, ++*psn);
 	bench_subject.call(skb, 0);
 	return TC_ACT_SHOT;
 }

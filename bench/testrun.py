@@ -63,6 +63,8 @@ STATE = np.dtype(
         ("port_at", "u4"),
         ("port", ">u2"),
         ("check", ">u2"),
+        ("psn", "u4"),
+        ("pad", "u4"),
     ],
     align=True,
 )
@@ -112,7 +114,9 @@ class TestRun:
 
     def __post_init__(self) -> None:
         names = {hook.name.lower(): self.directory / hook.name.lower() for hook in Hook}
-        names |= {name: self.directory / name for name in (*PROGRAMS, "bench_state", "bench_subject")}
+        names |= {
+            name: self.directory / name for name in (*PROGRAMS, "bench_state", "bench_subject", "bench_psns")
+        }
         for name, pin in names.items():
             self._programs[name] = bpf.obj_get(pin)
         size = bpf.map_info(self._programs["bench_state"]).value_size
@@ -173,6 +177,9 @@ class TestRun:
             raise BenchError(
                 f"{subject}: {repeat} runs should count {_verdicts(wanted)}, but counted {_verdicts(counted)}"
             )
+        again = int((self.maps.counters().faults["retransmitted"] - before.faults["retransmitted"]).sum())
+        if again > repeat // 100:
+            raise BenchError(f"{subject}: {again} of {repeat} packets went back in their stream of PSNs")
         if retval != expectation.retval:
             raise BenchError(f"{subject}: returned {retval}, not {expectation.retval}")
         new = int(self.maps.placed().sum()) - placed
@@ -220,6 +227,7 @@ class TestRun:
 
     def _set_state(self, frame: Frame, load: Load, draw: int = 0) -> None:
         runs, missed = self._state()
+        psn = self._psn()
         record = np.zeros(1, STATE)
         record[0] = (
             runs,
@@ -231,13 +239,22 @@ class TestRun:
             frame.port_at,
             frame.port,
             frame.check,
+            psn,
+            0,
         )
         bpf.update(self._programs["bench_state"], bytes(4), record.tobytes())
 
     def _state(self) -> tuple[int, int]:
-        octets = bpf.lookup(self._programs["bench_state"], bytes(4), STATE.itemsize)
-        record = np.frombuffer(octets or bytes(STATE.itemsize), STATE)[0]
+        record = self._record()
         return int(record["runs"]), int(record["missed"])
+
+    def _psn(self) -> int:
+        return int(self._record()["psn"])
+
+    def _record(self) -> np.void:
+        octets = bpf.lookup(self._programs["bench_state"], bytes(4), STATE.itemsize)
+        record: np.void = np.frombuffer(octets or bytes(STATE.itemsize), STATE)[0]
+        return record
 
 
 @contextmanager

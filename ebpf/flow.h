@@ -109,20 +109,30 @@ static __always_inline void refresh(const struct packet *packet, struct qp *qp, 
 }
 
 /* Moves the QP to the home that the daemon wishes, if it has been silent for long enough that nothing of it can be on the
- * old way any more. False: it has to wait, or there is no wish. */
+ * old way any more. False: it has to wait. */
 static __always_inline bool grant_wish(struct qp *qp, __u64 now)
 {
-	__u32 wish = qp->wish - 1, was = qp->home;
+	__u32 wish = qp->wish - 1;
 
-	if (!qp->wish || now - qp->last_seen_ns < qp->wish_idle_us * NS_PER_US)
+	if (now - qp->last_seen_ns < qp->wish_idle_us * NS_PER_US)
 		return false;
 	qp->wish = 0;
-	if (wish == was || !(qp->members >> as_index(wish) & 1))
-		return true;
-	qp->home = wish;
-	add_placed(wish, 1);
-	add_placed(was, -1);
+	if (qp->members >> as_index(wish) & 1) {
+		move_placed(qp->home, wish);
+		qp->home = wish;
+	}
 	return true;
+}
+
+/* Not current: groups have changed, or a wish waits. Such an entry never is current, so that the common way need not look
+ * for wishes; once a timer tick is enough. */
+static __always_inline void bring_up_to_date(const struct packet *packet, struct qp *qp, __u32 generation, __u64 now)
+{
+	if (qp->wish && qp->last_seen_ns == now)
+		return;
+	refresh(packet, qp, generation);
+	if (qp->wish && !grant_wish(qp, now))
+		qp->generation = NO_GENERATION;
 }
 
 /* A stand-in for a dead home: the first living path of the slot's order. */
@@ -202,14 +212,11 @@ static __always_inline void follow_entry(struct packet *packet, struct qp *qp, _
 	__u64 usable;
 
 	if (qp->generation != generation)
-		refresh(packet, qp, generation);
+		bring_up_to_date(packet, qp, generation, now);
 	/* Atomic, since two CPUs may serve one QP; on one CPU it costs nothing that can be measured. */
 	__sync_fetch_and_add(&qp->packets, 1);
 	__sync_fetch_and_add(&qp->bytes, packet->bytes);
-	if (qp->last_seen_ns != now) { /* once a tick */
-		grant_wish(qp, now);
-		qp->last_seen_ns = now;
-	}
+	qp->last_seen_ns = now;
 	usable = qp->members & living_paths();
 	decision->path = usable >> (qp->home & (PATHS_MAX - 1)) & 1 ? qp->home : stand_in(qp, usable);
 	decision->source_port = qp->source_port;

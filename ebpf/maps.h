@@ -36,6 +36,7 @@
 #define SCRATCH_BYTES    128
 #define NO_PATH          0xff
 #define NO_GROUP         0xffff
+#define NO_GENERATION    0
 
 /* Buckets of round-trip times, from 2^RTT_FIRST ns: each doubling in RTT_STEPS equal steps, so that a bucket is 1.6 % of
  * its time wide at most. Less counts in the first bucket, more (4.3 s) in the last. */
@@ -75,7 +76,7 @@ struct qp {
 	__u64 bytes;        /* frame length on this uplink, outer headers included */
 	__u64 last_seen_ns; /* to a timer tick or two */
 	__u64 members;      /* cached from the group while `generation` is current */
-	__u32 generation;   /* control.generation at which group and members were cached */
+	__u32 generation;   /* control.generation at which group and members were cached; NO_GENERATION: a wish waits */
 	__u16 group;        /* NO_GROUP: none covers the destination */
 	__u16 slot;
 	__u16 source_port; /* entropy: the VXLAN outer source port that this QP gets */
@@ -161,7 +162,7 @@ struct destination_key {
 };
 
 struct control {
-	__u32 generation; /* raised by the daemon after each change of groups, destinations or tables */
+	__u32 generation; /* raised by the daemon after each change of groups, destinations or tables; never NO_GENERATION */
 	__u32 placement;  /* enum placement */
 	__u64 hold_up_ns; /* how long a BFD session has to be Up before the tap lets its dead path serve again */
 };
@@ -198,7 +199,8 @@ struct counters {
 	struct path_faults faults[HOOKS][PATHS_MAX];
 };
 
-/* `placed` only grows, by the kernel (but for a placement that lost its race and is taken back); `gone` only the daemon writes, when it has seen QPs idle or evicted.
+/* `placed` only grows, by the kernel (but for a placement that lost its race and is taken back, and for a QP that gets
+ * another home); `gone` only the daemon writes, when it has seen QPs idle or evicted.
  * Active QPs of a path = placed - gone. Two maps, so that neither writer can undo the other. */
 struct load {
 	__u64 qps;

@@ -124,6 +124,21 @@ static __always_inline void add_placed(__u32 path, __s64 qps)
 	bpf_spin_unlock(&guard->lock);
 }
 
+/* A QP has got another home. Under the same lock. */
+static __always_inline void move_placed(__u32 from, __u32 to)
+{
+	__u32 index = LOCK_PLACED;
+	struct lock *guard = locks.lookup(&index);
+	struct load *less = placed.lookup(&from), *more = placed.lookup(&to);
+
+	if (!guard || !less || !more)
+		return;
+	bpf_spin_lock(&guard->lock);
+	less->qps--;
+	more->qps++;
+	bpf_spin_unlock(&guard->lock);
+}
+
 /* The first path of the order that holds less than its share of all QPs of the usable paths, this one included. Counted
  * there; NO_PATH: none. What other CPUs place meanwhile makes the total too small, and so the share stricter: a place that
  * is granted is within the true share, but for once all may seem full. */

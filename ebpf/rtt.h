@@ -27,12 +27,12 @@ static __always_inline struct qp *peer_of(const struct qp *qp, const struct pack
 	return peer && peer->peer_qp == packet->key.dest_qp ? peer : NULL;
 }
 
-/* A request that leaves for the first time. */
-static __always_inline void stamp(struct qp *qp, const struct packet *packet, enum hook hook)
+/* A request that leaves for the first time, and asks for a response. */
+static __always_inline void stamp(struct qp *qp, const struct packet *packet)
 {
 	__u64 now;
 
-	if (hook != HOOK_STEER || !asks(packet) || !qp->peer_qp)
+	if (!qp->peer_qp)
 		return;
 	now = bpf_ktime_get_ns();
 	if (qp->stamp_ns && now - qp->stamp_ns < STAMP_LIFE_NS)

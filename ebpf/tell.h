@@ -16,7 +16,10 @@ static __always_inline enum told tell_home(struct qp *qp, const struct tell *tel
 		return TOLD_REFUSED;
 	qp->wish_idle_us = tell->idle_us;
 	qp->wish = tell->home + 1;
-	return grant_wish(qp, now) ? TOLD_DONE : TOLD_WAITS;
+	if (grant_wish(qp, now))
+		return TOLD_DONE;
+	qp->generation = NO_GENERATION;
+	return TOLD_WAITS;
 }
 
 static __always_inline enum told tell_entry(struct __sk_buff *skb, struct counters *own)

@@ -7,8 +7,8 @@
 #include "cm.h"
 #include "response.h"
 
-/* SEND and WRITE; SEND with invalidate (22, 23); FLUSH and ATOMIC WRITE (28, 29): a PSN each, as atomics have. */
-#define PLAIN_REQUESTS 0x30d80fffU
+/* SEND and WRITE; SEND with invalidate (22, 23); FLUSH and ATOMIC WRITE (28, 29): a PSN each, as atomics have, too. */
+#define PLAIN_REQUESTS 0x30c00fffU
 /* FIRST and MIDDLE of SEND and WRITE carry a whole path MTU. */
 #define FULL_REQUESTS 0x000000c3U
 
@@ -72,8 +72,9 @@ static __always_inline void track_request(struct __sk_buff *skb, struct packet *
 		learn_pmtu(skb, packet, qp, operation == 6 ? 16 : 0);
 	if (operation == READ_REQUEST)
 		reckon_read(skb, packet, qp, hook, &request, &octets);
-	if (follow_stream(qp, own, hook, packet, &request) && transport == TRANSPORT_RC)
-		stamp(qp, packet, hook);
+	if (follow_stream(qp, own, hook, packet, &request) && transport == TRANSPORT_RC && hook == HOOK_STEER &&
+	    asks(packet))
+		stamp(qp, packet);
 	if (octets)
 		qp->read_octets = octets;
 }
@@ -103,7 +104,7 @@ static __always_inline void track_other(struct __sk_buff *skb, struct packet *pa
 			tell_cm(skb, packet, hook, packet->now);
 	} else if (operation >= READ_RESPONSE_FIRST && operation <= ATOMIC_ACKNOWLEDGE) {
 		track_response(skb, packet, qp, own, hook);
-	} else if (operation == READ_REQUEST) {
+	} else if (ALWAYS_ANSWERED >> operation & 1) {
 		track_request(skb, packet, qp, own, hook);
 	}
 }
@@ -117,7 +118,8 @@ static __always_inline void track(struct __sk_buff *skb, struct packet *packet, 
 		if (qp->next_psn == (psn | PSN_KNOWN)) {
 			qp->next_psn = next | PSN_KNOWN;
 			qp->window = qp->window << 1 | 1;
-			stamp(qp, packet, hook);
+			if (hook == HOOK_STEER && packet->psn & ACKNOWLEDGE_REQUEST)
+				stamp(qp, packet);
 		} else {
 			track_request(skb, packet, qp, own, hook);
 		}

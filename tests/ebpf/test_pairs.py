@@ -12,7 +12,7 @@ import pytest
 from qpd.kernel import bpf, layout
 from qpd.kernel.ring import EventKind, Ring, cm_message
 from qpd.kernel.tell import Teller, Told
-from qpd.model import NO_PATH, CmKind, CmMessage, Hook
+from qpd.model import NO_PATH, CmKind, CmMessage, Group, Hook
 from tests.ebpf import streams
 from tests.ebpf.harness import Classifier, uplinks
 from tests.ebpf.streams import (
@@ -273,9 +273,10 @@ def test_a_wish_for_a_path_that_left_the_group_lapses(pair: Classifier, teller: 
     home = field(pair, "home")
     assert teller.set_home(FROM_A, 1 - home, 3600.0) is Told.WAITS
     record = np.array([pair.maps.qp(FROM_A)])
-    record["members"] = 1 << home
     record["last_seen_ns"], record["wish_idle_us"] = 0, 0
     pair.maps._tables["qps"].set(layout.pack_qp_key(FROM_A), record)
+    pair.maps.write_group(Group(0, {home: 1}, 0))
+    pair.maps.raise_generation()
     leave(pair, send(101))
     assert (field(pair, "home"), field(pair, "wish")) == (home, 0)
 
