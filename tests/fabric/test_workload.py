@@ -24,7 +24,7 @@ from qpd.lab.topology import Link
 from qpd.lab.wire import Capture
 from qpd.lab.workload import Execution, Workload, run
 
-pytestmark = [pytest.mark.frr]
+pytestmark = [pytest.mark.frr, pytest.mark.timeout(300)]
 
 WORKERS = ("dc1-host1", "dc2-host1", "dc1-host2", "dc2-host2")
 PATIENT = Transport(timeout=18)
