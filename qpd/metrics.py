@@ -65,6 +65,8 @@ class PathSample:
     """Of the packets that arrive by it."""
     rtt: Distribution | None = None
     """Seconds, since the path has its id; None: no sample yet."""
+    gray: bool = False
+    """Loses or delays more than its siblings, though BFD sees it alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +384,15 @@ METRICS: tuple[Metric, ...] = (
             ((p.name, state.value), float(p.state == state.value)) for p in s.paths for state in PathState
         ],
         add="other paths in the same `state`; over all states it counts paths",
+    ),
+    Metric(
+        "qpd_path_gray",
+        "gauge",
+        "0 or 1",
+        _PATH,
+        "Whether the path loses or delays more than its siblings though BFD sees it alive; drained or not.",
+        _per_path(lambda p: float(p.gray)),
+        add="other paths of this node: gray paths. Not to `qpd_path_up`",
     ),
     Metric(
         "qpd_path_weight",

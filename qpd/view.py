@@ -178,6 +178,7 @@ class View:
                 "ecn_marked_in": in_[path.id].ecn_marked,
                 "rtt_p99_us": _microseconds(quantile_ns(trips[path.id], 0.99)),
                 "rtt_samples": int(trips[path.id].sum()),
+                "gray": path.gray,
             }
             for path in self.rooms.planner.paths
         ]
@@ -388,6 +389,7 @@ class View:
             weight=path.weight,
             qps=census.by_path.get(path.id, 0),
             homes=census.by_home.get(path.id, 0),
+            gray=path.gray,
             packets_out=int(counters.packets[Hook.STEER, path.id]),
             bytes_out=int(counters.bytes[Hook.STEER, path.id]),
             packets_in=int(counters.packets[Hook.OBSERVE, path.id]),

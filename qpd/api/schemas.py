@@ -75,6 +75,8 @@ class PathRow(TypedDict):
     rtt_p99_us: float | None
     rtt_samples: int
     """Behind ``rtt_us`` and ``rtt_p99_us``."""
+    gray: bool
+    """It loses or delays more than its siblings (``gray.*``), though BFD sees it alive."""
 
 
 class QpRow(TypedDict):

@@ -41,7 +41,9 @@ def state_style(state: str) -> str:
 
 
 def _state(row: PathRow) -> str:
-    return row["state"] if row["reason"] in ("", row["state"]) else f"{row['state']}: {row['reason']}"
+    if row["reason"] not in ("", row["state"]):
+        return f"{row['state']}: {row['reason']}"
+    return f"{row['state']}, gray" if row.get("gray") else row["state"]
 
 
 def _detection(row: PathRow) -> str:
@@ -56,7 +58,7 @@ PATH_COLUMNS = (
     Column("NEXT HOP", lambda r: r["next_hop"], rank=12),
     Column("PLANE", lambda r: r["plane"], rank=11),
     Column("WEIGHT", lambda r: str(r["weight"]), right=True, wide=True),
-    Column("STATE", _state, style=lambda r: state_style(r["state"])),
+    Column("STATE", _state, style=lambda r: "yellow" if r["gray"] else state_style(r["state"])),
     Column("SINCE", lambda r: duration(r["since_s"]), rank=10, right=True),
     Column("QPS", lambda r: str(r["qps"]), right=True),
     Column("HOMES", lambda r: str(r["homes"]), rank=7, right=True),

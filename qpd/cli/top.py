@@ -105,7 +105,11 @@ def picture(before: Picture, after: Picture, width: int, height: int) -> Text:
     )
     path_columns = (
         Column("PATH", lambda r: r["name"]),
-        Column("STATE", lambda r: r["reason"] or r["state"], style=lambda r: state_style(r["state"])),
+        Column(
+            "STATE",
+            lambda r: r["reason"] or ("gray" if r["gray"] else r["state"]),
+            style=lambda r: "yellow" if r["gray"] else state_style(r["state"]),
+        ),
         Column("QPS", lambda r: str(r["qps"]), right=True),
         Column("PACKETS/S", lambda r: _rate(of_path, r["name"], 0), rank=1, right=True),
         Column("BIT/S", lambda r: _rate(of_path, r["name"], 1), right=True),

@@ -82,6 +82,7 @@ class FakeState:
         self.orders = slot_table({path.plane: 1 for path in self.paths_by_id.values()})
         self.failovers: dict[str, dict[str, int]] = {}
         self.now_ns = 5000 * SECOND
+        self.arrived = 1200
         self._fill(count)
         if down:
             self.fail(down, Reason.BFD_DOWN)
@@ -156,7 +157,8 @@ class FakeState:
         self.events.add("path-up", {"path": name})
 
     def traffic(self, packets: int) -> None:
-        """Every QP sends as many packets."""
+        """Every QP sends as many packets; as many arrive by each path."""
+        self.arrived += packets
         self.values["packets"] += np.uint64(packets)
         self.values["bytes"] += np.uint64(packets * 4174)
 
@@ -251,8 +253,8 @@ class FakeState:
                     "rtt_us": 86.5 if there.any() else None,
                     "bfd": bfd,
                     "homes": int((self.values["home"] == id_).sum()),
-                    "packets_in": 1200 + id_,
-                    "bytes_in": (1200 + id_) * 78,
+                    "packets_in": self.arrived + id_,
+                    "bytes_in": (self.arrived + id_) * 78,
                     "since_s": 1400.0,
                     "lost_in": id_,
                     "lost_at_host": self._sum("missing", there) - self._sum("out_of_order", there),
@@ -261,6 +263,7 @@ class FakeState:
                     "ecn_marked_in": 3 * id_,
                     "rtt_p99_us": 131.2 if there.any() else None,
                     "rtt_samples": self._sum("rtt_samples", there),
+                    "gray": path.gray,
                 }
             )
         return result
@@ -355,6 +358,7 @@ class FakeState:
                     faults_out=FaultSample(row["lost"] or 0, 3, 1, row["retransmitted"], 0),
                     faults_in=FaultSample(row["lost_in"], 0, row["out_of_order_in"], 5, row["ecn_marked_in"]),
                     rtt=ROUND_TRIPS if row["rtt_samples"] else None,
+                    gray=row["gray"],
                 )
                 for row in self.paths()
             ),

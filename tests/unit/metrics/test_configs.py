@@ -16,8 +16,13 @@ from qpd.settings import load_settings
 from tests.unit.metrics.test_metrics import ROOT, promtool
 
 RULES = ROOT / "configs/rules.yml"
+RULES_TESTS = sorted(Path(__file__).parent.glob("rules*_test.yml"))
 DASHBOARD = ROOT / "configs/grafana-dashboard.json"
-LABELS = {metric.name: set(metric.labels) for metric in METRICS}
+LABELS = {
+    metric.name + suffix: set(metric.labels)
+    for metric in METRICS
+    for suffix in ("", "_bucket", "_count", "_sum")
+}
 SUFFIXES = {"counter": ("",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}
 # What Prometheus itself adds, and what the client library exports of every process.
 ADDED = {"instance", "job"}
@@ -72,12 +77,12 @@ def test_prometheus_accepts_rules_and_configuration() -> None:
 
 
 def test_alerts_fire_when_they_shall_and_not_otherwise() -> None:
-    done = promtool("test", "rules", str(ROOT / "tests/unit/metrics/rules_test.yml"))
+    done = promtool("test", "rules", *map(str, RULES_TESTS))
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
 
 
 def test_every_alert_is_tested() -> None:
-    tests = yaml.safe_load((Path(__file__).parent / "rules_test.yml").read_text())["tests"]
+    tests = [test for file in RULES_TESTS for test in yaml.safe_load(file.read_text())["tests"]]
     fired = {
         case["alertname"] for test in tests for case in test.get("alert_rule_test", []) if case["exp_alerts"]
     }
