@@ -30,6 +30,10 @@ _REALTIME = ("chrt", "-f", "50")
 """bfdd answers within milliseconds or declares its peers down: it goes before everything else on a busy machine."""
 
 
+_START_PATIENCE = 180.0
+"""Seconds for what takes one second, but many on an emulated processor that starts many daemons."""
+
+
 def missing() -> str | None:
     """One line that says what of FRR is missing on this machine and how to mend it; None where it is complete."""
     for program in ("zebra", "bgpd", "bfdd"):
@@ -153,15 +157,21 @@ class Instance:
             LabError: where a daemon refuses, or does not answer (vtysh would drop its part and say nothing).
         """
         wanted = self.daemons().keys() if daemon is None else {daemon}
-        missing = wanted - set(self.vtysh("show daemons").split())
+        missing = wanted - set(self.vtysh("show daemons", timeout=_START_PATIENCE).split())
         if missing:
             raise LabError(
                 f"{self.node}: {', '.join(sorted(missing))} does not answer vtysh; see {self.logs}"
             )
         only = [] if daemon is None else ["-d", daemon]
-        done = subprocess.run(
-            ["vtysh", "-N", self.name, *only, "-b"], check=False, capture_output=True, text=True, timeout=60
-        )
+        command = ["vtysh", "-N", self.name, *only, "-b"]
+        try:
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, timeout=_START_PATIENCE
+            )
+        except subprocess.TimeoutExpired as error:
+            raise LabError(
+                f"{self.node}: FRR takes no configuration within {_START_PATIENCE:.0f} s; see {self.logs}"
+            ) from error
         complaints = [
             line for line in (done.stdout + done.stderr).splitlines() if "%" in line or "rror" in line
         ]
