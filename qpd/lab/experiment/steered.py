@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from qpd.lab import namespaces
 from qpd.lab.errors import LabError
 from qpd.lab.experiment.hostport import HostPorts
 from qpd.lab.experiment.model import Condition, Limit
@@ -48,10 +49,23 @@ def steered(fabric: Fabric, condition: Condition, leaves: Sequence[str], seed: i
 
 
 def limit(fabric: Fabric, limit: Limit) -> None:
-    """Limit every link between a leaf and a spine, both ways (tc-tbf(8)); ends with the fabric, or by `unlimit`."""
+    """Limit every link between a leaf and a spine, both ways (tc-htb(8)); ends with the fabric, or by `unlimit`.
+
+    What is not VXLAN goes first, as routing protocols do on switches: behind a long queue BFD would see a dead link.
+    """
+    classes = f"burst 16kb cburst 16kb ceil {limit.rate}bit"
     for end in _uplink_ends(fabric):
-        command = f"tc qdisc replace dev {end.interface} root tbf rate {limit.rate}bit burst 32kb limit {limit.queue}"
-        fabric.exec(end.node, *command.split())
+        dev = f"dev {end.interface}"
+        lines = [
+            f"qdisc replace {dev} root handle 1: htb default 10",
+            f"class add {dev} parent 1: classid 1:1 htb rate {limit.rate}bit {classes}",
+            f"class add {dev} parent 1:1 classid 1:10 htb rate {limit.rate // 10}bit {classes} prio 0",
+            f"class add {dev} parent 1:1 classid 1:20 htb rate {limit.rate - limit.rate // 10}bit {classes} prio 1",
+            f"qdisc add {dev} parent 1:20 handle 20: bfifo limit {limit.queue}",
+            f"filter add {dev} parent 1: protocol ip prio 1 u32 match ip dport 4789 0xffff flowid 1:20",
+        ]
+        command = fabric.enter(end.node, "tc", "-batch", "-")
+        namespaces.run(command, input="\n".join(lines) + "\n")
 
 
 def unlimit(fabric: Fabric) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from qpd.lab.experiment.measures import BY_NAME, MEASURES
 from qpd.lab.experiment.raw import Row
-from qpd.lab.experiment.report.plots import QUIET, Data, all_plots
+from qpd.lab.experiment.report.plots import Data, all_plots
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -22,7 +22,8 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin-bottom: .3rem; } h2 { font-size
 .facts { color: #5a6570; font-size: .9rem; }
 table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0; } .wide { overflow-x: auto; }
 th, td { padding: .3rem .65rem; border-bottom: 1px solid #d9dfe4; text-align: left; vertical-align: top; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } td { white-space: nowrap; }
+table.words td { white-space: normal; }
 .ci { color: #6b7680; } .warn { background: #fdf0e6; border-left: 4px solid #d55e00; padding: .5rem 1rem; }
 figure { margin: 1rem 0 2rem; } figure img { width: 100%; height: auto; }
 figcaption { font-size: .88rem; color: #4a545d; }
@@ -96,7 +97,7 @@ def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _results(data: Data) -> str:
-    names = [BY_NAME[name] for name in data.figures if data.has(name) and _tells(data, name)]
+    names = [BY_NAME[name] for name in data.figures if data.has(name)]
     swept = data.sweeps != [""]
     head = (
         f'<th class="n">{escape(data.sweep_label)}</th>' if swept else ""
@@ -113,11 +114,6 @@ def _results(data: Data) -> str:
     return (
         f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div><p class="facts">{note}</p>'
     )
-
-
-def _tells(data: Data, name: str) -> bool:
-    """A column of zeros tells nothing: the section on the figures says it once."""
-    return name not in QUIET or any(row[name] for row in data.trials)
 
 
 def _cell(name: str, found: Mapping[str, Any] | None) -> str:
@@ -163,9 +159,9 @@ def _meanings(data: Data) -> str:
     for measure in MEASURES:
         if not data.has(measure.name):
             continue
-        note = "" if _tells(data, measure.name) else " <b>0 in every trial.</b>"
+        note = "" if data.happened(measure.name) else " <b>0 in every trial.</b>"
         lines.append(f"<tr><td>{escape(measure.label)}</td><td>{escape(measure.meaning)}{note}</td></tr>")
-    return f"<table>{''.join(lines)}</table>"
+    return f'<table class="words">{"".join(lines)}</table>'
 
 
 def _machine(summary: Mapping[str, Any]) -> str:

@@ -18,9 +18,6 @@ from qpd.lab.experiment.statistics import estimate
 
 TIERS = {"leaf": "leaf uplinks", "spine": "inter-site links"}
 EVENNESS = {f"{tier}_{what}" for tier in TIERS for what in ("max_to_mean", "jain")}
-QUIET = {"qp_errors", "wrong_values"}
-"""Counts of what should not happen at all: worth a sentence, not a plot."""
-
 _BIN = 0.1
 """Seconds: the width of a row's bin in raw/paths.csv."""
 _MOST_GROUPS = 3
@@ -113,6 +110,10 @@ class Data:
         times = [float(row["time_s"]) for row in rows if float(row["tx_bytes"]) > busy]
         return (max(0.0, min(times) - 0.3), max(times) + 0.2) if times else (0.0, 1.0)
 
+    def happened(self, measure: str) -> bool:
+        """Whether the measure is anything but 0 in any trial: a plot of zeros is none."""
+        return any(row[measure] for row in self.trials)
+
     def which(self) -> str:
         """Which trials are shown, in words."""
         if not self.shown:
@@ -138,7 +139,7 @@ def all_plots(data: Data) -> Iterator[Plot]:
 
 def outcomes(data: Data) -> Plot | None:
     """What the experiment is about, apart from evenness: each repetition a dot, means with intervals."""
-    present = [BY_NAME[name] for name in data.figures if name not in EVENNESS | QUIET and data.has(name)]
+    present = [BY_NAME[name] for name in data.figures if name not in EVENNESS and data.happened(name)]
     return _dots(data, present, "Results") if present else None
 
 
