@@ -21,9 +21,10 @@ from qpd.model import Hook, Placement, Verdict
 
 OWN_VTEP, VTEP, VTEP6 = ip_address("10.255.0.3"), ip_address("10.255.0.2"), ip_address("fd00::2")
 ROUTED = ip_address("10.20.0.2")
-QP_OWN, QP_AWAY = 0x800001, 0x800002
+QP_OWN, QP_AWAY, QP_ALONE = 0x800001, 0x800002, 0x800010
 QPS_MAX = 131072
-MANY, VERY_MANY = 100_000, 1_000_000
+MANY, VERY_MANY = 100_002, 1_000_002
+"""A prime less one, each: see programs.c."""
 VERY_MANY_QPS_MAX = 1 << 20
 VERY_MANY_MEGABYTES = 1200
 """What two maps of a million entries need, kernel memory, with room to spare."""
@@ -169,10 +170,10 @@ def _known(test: TestRun) -> list[Row]:
 def _at_random(test: TestRun, qps: int, label: str) -> list[Row]:
     """Each packet one of many QPs: memory, not instructions. Beside it one QP, in the same rounds."""
     away = frames.vxlan(VTEP, QP_AWAY)
-    test.fill("steer", away, QP_AWAY, 1)
+    test.fill("steer", away, QP_ALONE, 1)
     test.fill("steer", away, 1, qps)
     many = Load("random", 1, qps)
-    one = Load("random", QP_AWAY, 1)
+    one = Load("random", QP_ALONE, 1)
     base, floor, single = f"empty, {label}", f"floor, {label}", f"steer, one of 1 QP ({label})"
     return [
         Row(base, "bench_empty", away, Expectation(), base=base, load=many),

@@ -7,20 +7,19 @@
 struct bench_state {
 	__u64 runs;
 	__u64 missed; /* the floor found no entry, or the parser no queue pair */
-	__u32 draw;   /* the generator's state, or the next queue pair */
+	__u32 draw;   /* the next queue pair; at random: which of them, from 1 on */
 	__u32 first_qp;
-	__u32 qps;
 	__u32 qp_at;
 	__u32 port_at; /* of the outer UDP header */
 	__be16 port;
 	__sum16 check;
-	__u32 psn; /* of the next packet; only grows, so that every stream of requests goes on */
+	__u32 psn;   /* of the next packet */
+	__u32 prime; /* of queue pairs drawn at random there are this many less one, */
+	__u32 root;  /* … and the powers of this, modulo the prime, are all of them */
 	__u32 pad;
 };
 
 BPF_TABLE_PINNED("array", __u32, struct bench_state, bench_state, 1, PIN_DIR "/bench_state");
-/* Which of the queue pairs drawn at random -> the PSN of its last packet; its first one, by which it was made, had 0. */
-BPF_TABLE_PINNED("array", __u32, __u32, bench_psns, QPS_MAX, PIN_DIR "/bench_psns");
 /* [0]: the program under test. */
 BPF_TABLE_PINNED("prog", __u32, __u32, bench_subject, 1, PIN_DIR "/bench_subject");
 
@@ -78,22 +77,21 @@ int bench_same(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-/* One of `qps` queue pairs, drawn by a linear congruential generator (its high bits are the random ones). */
+/* One of `qps` queue pairs, each once in a round and in no order that a processor could foresee: the powers of a primitive
+ * root modulo a prime. So the PSN is the number of the round, and need not be looked up: a second miss of the cache, which
+ * the atomic additions of the subject would have to wait for, is no part of a packet. */
 int bench_random(struct __sk_buff *skb)
 {
 	__u32 zero = 0;
 	struct bench_state *state = bench_state.lookup(&zero);
-	__u32 drawn, *psn;
 
 	if (!state)
 		return TC_ACT_SHOT;
 	restore(skb, state);
-	state->draw = state->draw * 1664525 + 1013904223;
-	drawn = (__u64)state->draw * state->qps >> 32;
-	set_qp(skb, state, state->first_qp + drawn);
-	psn = bench_psns.lookup(&drawn);
-	if (psn)
-		set_psn(skb, state, ++*psn);
+	set_qp(skb, state, state->first_qp + state->draw - 1);
+	set_psn(skb, state, state->psn);
+	state->draw = (__u64)state->draw * state->root % state->prime;
+	state->psn += state->draw == 1;
 	bench_subject.call(skb, 0);
 	return TC_ACT_SHOT;
 }

@@ -58,18 +58,21 @@ STATE = np.dtype(
         ("missed", "u8"),
         ("draw", "u4"),
         ("first_qp", "u4"),
-        ("qps", "u4"),
         ("qp_at", "u4"),
         ("port_at", "u4"),
         ("port", ">u2"),
         ("check", ">u2"),
         ("psn", "u4"),
+        ("prime", "u4"),
+        ("root", "u4"),
         ("pad", "u4"),
     ],
     align=True,
 )
 """``struct bench_state`` of programs.c."""
 _CALIBRATIONS = 21
+_ROOTS = {1: 1, 100_002: 61_804, 1_000_002: 618_004}
+"""Numbers of queue pairs that may be drawn at random: a prime less one; and a primitive root modulo that prime."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,12 @@ class TestRun:
     _programs: dict[str, int] = field(default_factory=dict)
     _overhead_ns: float = 0.0
     _next_qp: int = FIRST_NEW_QP
+    _streams: dict[Load, tuple[int, int]] = field(default_factory=dict)
+    """Where each load's packets go on: which queue pair, and its PSN."""
 
     def __post_init__(self) -> None:
         names = {hook.name.lower(): self.directory / hook.name.lower() for hook in Hook}
-        names |= {
-            name: self.directory / name for name in (*PROGRAMS, "bench_state", "bench_subject", "bench_psns")
-        }
+        names |= {name: self.directory / name for name in (*PROGRAMS, "bench_state", "bench_subject")}
         for name, pin in names.items():
             self._programs[name] = bpf.obj_get(pin)
         size = bpf.map_info(self._programs["bench_state"]).value_size
@@ -163,12 +166,18 @@ class TestRun:
         self, subject: str, frame: Frame, load: Load, repeat: int, expectation: Expectation
     ) -> Timing:
         """Run, time and check; raises BenchError where the repetitions did not do what the row claims."""
-        draw = self._next_qp if load.draw == "next" else int.from_bytes(os.urandom(4), "little")
-        self._set_state(frame, load, draw=draw)
+        draw, psn = self._streams.get(load, (1, 1))
+        if load.draw == "next":
+            draw = self._next_qp
+        self._set_state(frame, load, draw=draw, psn=psn)
         before, placed = self.maps.counters(), int(self.maps.placed().sum())
         timing, retval = self._run(load.draw, subject, frame, repeat)
         if load.draw == "next":
             self._next_qp = draw + repeat
+        elif expectation.hook is not None:
+            # Other subjects follow no PSNs, and leave the stream where it was.
+            state = self._record()
+            self._streams[load] = int(state["draw"]), int(state["psn"])
         counted = self.maps.counters().verdicts.astype(np.int64) - before.verdicts.astype(np.int64)
         wanted = np.zeros_like(counted)
         if expectation.hook is not None and expectation.verdict is not None:
@@ -225,21 +234,21 @@ class TestRun:
         spent = [self._run("same", "bench_empty", frame, 1)[0].ns for _ in range(_CALIBRATIONS)]
         self._overhead_ns = median(spent)
 
-    def _set_state(self, frame: Frame, load: Load, draw: int = 0) -> None:
+    def _set_state(self, frame: Frame, load: Load, draw: int = 1, *, psn: int = 0) -> None:
         runs, missed = self._state()
-        psn = self._psn()
         record = np.zeros(1, STATE)
         record[0] = (
             runs,
             missed,
             draw,
             load.first_qp,
-            load.qps,
             frame.qp_at,
             frame.port_at,
             frame.port,
             frame.check,
             psn,
+            load.qps + 1,
+            _ROOTS.get(load.qps, 0),
             0,
         )
         bpf.update(self._programs["bench_state"], bytes(4), record.tobytes())
@@ -247,9 +256,6 @@ class TestRun:
     def _state(self) -> tuple[int, int]:
         record = self._record()
         return int(record["runs"]), int(record["missed"])
-
-    def _psn(self) -> int:
-        return int(self._record()["psn"])
 
     def _record(self) -> np.void:
         octets = bpf.lookup(self._programs["bench_state"], bytes(4), STATE.itemsize)
