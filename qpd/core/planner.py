@@ -466,10 +466,13 @@ class Planner:
             self._forgive(record)
 
     def _spared(self, record: PathRecord) -> bool:
-        """Whether all that it reaches is reached by another path that is well: the last is never taken away."""
+        """Whether another path that is well reaches what several paths reach: the last of them is never taken away.
+
+        What it alone reaches (its neighbour's own address, say) is left to the kernel's choice, which is the same path.
+        """
+        shared = [legs for legs in record.legs if any(other is not record for other, _ in legs.members)]
         return all(
-            any(other is not record and self._well(other) for other, _ in legs.members)
-            for legs in record.legs
+            any(other is not record and self._well(other) for other, _ in legs.members) for legs in shared
         )
 
     @staticmethod

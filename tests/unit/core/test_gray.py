@@ -12,9 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpd.core.gray import GrayBook, GrayConfig, Sample, interval
-from qpd.model import DrainAsked, Event, GrayFound, GrayOver, LinkChanged, PathState, Reason, Tell, Tick
+from qpd.model import (
+    DrainAsked,
+    Event,
+    GrayFound,
+    GrayOver,
+    LinkChanged,
+    PathState,
+    Reason,
+    RouteChanged,
+    Tell,
+    Tick,
+)
 
-from .test_planner import Leaf, link
+from .test_planner import Leaf, hop, link, route
 
 BOUNDS = np.array([0.001, 0.002, 0.004, 0.1])
 ALL = 0b1111
@@ -195,6 +206,14 @@ def test_the_last_living_path_stays() -> None:
     made.handle(GrayFound(made.path(0).id, LOSS))
     assert state(made, 0) == (*SERVES, True)
     assert made.kernel.tells[-1].detail["action"] == "kept: no other path"
+
+
+def test_what_a_path_alone_reaches_does_not_keep_it() -> None:
+    """As its neighbour's own loopback: the kernel's own choice is the same path."""
+    made = leaf()
+    made.handle(RouteChanged(route("198.51.100.1/32", hop(1))))
+    made.handle(GrayFound(made.path(1).id, LOSS))
+    assert state(made, 1) == (PathState.DRAINED, Reason.GRAY, True)
 
 
 def test_gray_paths_serve_again_when_nothing_else_is_left() -> None:
