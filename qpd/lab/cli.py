@@ -16,7 +16,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from qpd.lab import cli_fault, guest, labfolder, state, wan
+from qpd.lab import cli_endpoint, cli_fault, guest, labfolder, state, wan
 from qpd.lab.console import Lab, err, one_lab, out, uninterrupted
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import cli as experiments
@@ -32,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_fault.app, name="fault")
+app.add_typer(cli_endpoint.app, name="endpoint")
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 _TIMERS = re.compile(r"(\d+)x(\d+)")

@@ -196,6 +196,7 @@ class Guest:
         self._record = f"{host}.rxe"
         self._directory = fabric.state.directory / host
         self._log = fabric.state.logs / f"{host}.rxe.log"
+        self._mine = False
         self._socket: socket.socket | None = None
         self._reader: threading.Thread | None = None
         self._ready = threading.Event()
@@ -244,6 +245,7 @@ class Guest:
         ]
         command += [f"--qemu-opts={' '.join(self._devices(path))}", "--", "sh", "-exc", self._script()]
         limit = time.monotonic() + deadline
+        self._mine = True
         self.fabric.records.start(
             self._record, namespaces.enter(self.fabric.namespace(self.place.leaf), command), self._log
         )
@@ -272,7 +274,9 @@ class Guest:
                 )
 
     def close(self) -> None:
-        """End the guest; its tap device goes with it."""
+        """End the guest that `start` started; its tap device goes with it."""
+        if not self._mine:
+            return
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)

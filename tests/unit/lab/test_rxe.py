@@ -145,3 +145,25 @@ def test_the_ring_sums_every_chunk_everywhere(ranks: int) -> None:
                 data[rank][chunk] = sent[rank - 1]
     total = ranks * (ranks + 1) / 2
     assert data == [[total * 10**chunk for chunk in range(ranks)]] * ranks
+
+
+def test_the_endpoint_commands_refuse_what_cannot_be_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qpd.lab import cli, cli_endpoint
+    from qpd.lab.fabric import Fabric
+
+    lab = Path(__file__).parents[3] / "deploy/containerlab/four-spine"
+    monkeypatch.setattr(cli_endpoint, "one_lab", lambda _name: Fabric.load(lab, "unit"))
+    for words, said in (
+        (["rxe", "host9", "--", "true"], "has no host host9; it has host1, host2, host3"),
+        (["perftest", "host1", "host1", "--", "ib_write_bw"], "host1 host1: one guest beside a host"),
+        (["allreduce", "host1"], "an AllReduce needs two hosts or more"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["qplab", "endpoint", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert said in lines[0]
