@@ -281,6 +281,8 @@ class Daemon:
             idle_ns = int(self.settings.idle_after * 1e9)
             await asyncio.to_thread(self.maps.recount_active, time.monotonic_ns(), idle_ns)
             self.attached = await self._classifier.attached()
+            # What readers of the maps and answers to the API have freed goes back to the machine (malloc_trim(3)).
+            await asyncio.to_thread(ctypes.CDLL(None).malloc_trim, 0)
             await asyncio.sleep(max(_COUNT_INTERVAL, _COUNT_SHARE * (time.monotonic() - begun)))
 
     async def _pair(self) -> None:

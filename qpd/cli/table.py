@@ -41,9 +41,16 @@ def console() -> Console:
 
 
 def lines(
-    columns: Sequence[Column], rows: Sequence[Any], width: int | None, wide: bool = False
+    columns: Sequence[Column],
+    rows: Sequence[Any],
+    width: int | None,
+    wide: bool = False,
+    remedy: str = "-o wide shows all",
 ) -> list[Text]:
-    """The table's lines, header first. ``width``: of the terminal; None: no limit, as with ``wide``."""
+    """The table's lines, header first. ``width``: of the terminal; None: no limit, as with ``wide``.
+
+    ``remedy``: what helps where columns had to be left out.
+    """
     shown = [column for column in columns if wide or not column.wide]
     texts = {column.name: [column.cell(row) for row in rows] for column in shown}
     widths = {name: max(len(text) for text in (name, *cells)) for name, cells in texts.items()}
@@ -64,7 +71,7 @@ def lines(
         }
         result.append(_line(shown, widths, cells))
     if left_out:
-        note = f"(no room for {', '.join(left_out)}: -o wide shows all)"
+        note = f"(no room for {', '.join(left_out)}: {remedy})"
         longest = max(len(name) for name in left_out) + len("(no room for ,")
         result += [Text(part, style="dim") for part in textwrap.wrap(note, max(width or 0, longest))]
     return result

@@ -48,6 +48,7 @@ Rates = dict[Any, tuple[float, float, float]]
 
 
 _STILL = (0.0, 0.0, 0.0)
+_REMEDY = "a wider terminal shows all"
 
 
 def path_rates(before: Picture, after: Picture) -> Rates:
@@ -131,8 +132,8 @@ def picture(before: Picture, after: Picture, width: int, height: int) -> Text:
         Column("IDLE", lambda r: duration(r["idle_s"]), rank=4, right=True),
     )
     busiest = sorted(after.qps, key=lambda row: of_qp.get(_key(row), _STILL)[1], reverse=True)
-    content = [head, Text(), *lines(path_columns, after.paths, width), Text()]
-    content += lines(qp_columns, busiest[:height], width)
+    content = [head, Text(), *lines(path_columns, after.paths, width, remedy=_REMEDY), Text()]
+    content += lines(qp_columns, busiest[:height], width, remedy=_REMEDY)
     return Text("\n").join(content[: max(1, height)])
 
 
