@@ -9,17 +9,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from itertools import accumulate
 from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
 from prometheus_client.registry import Collector
 
 try:
     from prometheus_client.samples import BucketSpan, NativeHistogram
-except ImportError:  # before 0.22 the library has classic histograms only
+except ImportError:  # before 0.22
     NativeHistogram = None  # type: ignore[assignment,misc]
 
 from qpd.model import PathState, Reason
@@ -243,7 +245,7 @@ class Metric:
                 histogram.add_metric(
                     labels, list(zip(bounds, accumulate(value.counts), strict=True)), value.total
                 )
-                if native and value.native is not None and NativeHistogram is not None:
+                if native and value.native is not None:
                     histogram.add_sample(
                         self.name,
                         dict(zip(self.labels, labels, strict=True)),
@@ -764,6 +766,8 @@ METRICS: tuple[Metric, ...] = (
 
 
 _OPENMETRICS_2 = "application/openmetrics-text; version=2."
+NATIVE = NativeHistogram is not None and "version" in signature(openmetrics_latest).parameters
+"""Whether the client library writes native histograms: since 0.23; 0.22 knows them, but leaves their values out."""
 
 
 class _Snapshot(Collector):
@@ -787,7 +791,7 @@ def exposition(snapshot: MetricsSnapshot, accept: str = "") -> tuple[bytes, str]
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry(auto_describe=False)
     # Native histograms are part of OpenMetrics 2 only; the other formats would write them as samples of value 0.
-    registry.register(_Snapshot(snapshot, native=_OPENMETRICS_2 in content_type))
+    registry.register(_Snapshot(snapshot, native=NATIVE and _OPENMETRICS_2 in content_type))
     ProcessCollector(registry=registry)
     return encode(registry), content_type
 
