@@ -93,7 +93,8 @@ def run(  # noqa: PLR0917 - one parameter an option
 
 
 def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    # As Ctrl-C: asyncio then cancels what is under way, instead of being torn out of the middle of it.
+    signal.raise_signal(signal.SIGINT)
 
 
 def _line(ended: Ended) -> str:

@@ -74,12 +74,20 @@ async def constant_rate(
     flows = constant_rate_flows(workload, steering, seed)
     traffic = Traffic(fabric, flows)
     await traffic.start()
+    over = asyncio.Event()
+    begun = time.monotonic()
+    faults = asyncio.create_task(play_faults(fabric, schedule, begun, over))
     try:
-        begun = time.monotonic()
-        done = await play_faults(fabric, schedule, begun)
         rest = max(workload.duration, schedule.length + 1.0 if schedule.entries else 0.0)
-        await asyncio.sleep(max(0.0, begun + rest - time.monotonic()))
+        # Faults that are over, or that cannot be done, end before the traffic does.
+        await asyncio.wait({faults}, timeout=rest)
+        if faults.done() and faults.exception() is None:
+            await asyncio.sleep(max(0.0, begun + rest - time.monotonic()))
+        over.set()
+        done = await faults
     except BaseException:
+        faults.cancel()
+        await asyncio.gather(faults, return_exceptions=True)
         await traffic.__aexit__(BaseException, None, None)
         raise
     result = await traffic.stop()
@@ -163,12 +171,16 @@ async def collective(
     addresses = {host: fabric.address(host) for host in workload.hosts}
     async with Execution(fabric, workload) as execution:
         await execution.start()
-        faults = asyncio.create_task(play_faults(fabric, schedule, time.monotonic()))
+        over = asyncio.Event()
+        begun = time.monotonic()
+        faults = asyncio.create_task(play_faults(fabric, schedule, begun, over))
         try:
             report = await execution.report()
         finally:
+            over.set()
             # Ended before its faults, or failed: either way what is left of them is undone now.
-            faults.cancel()
+            if time.monotonic() < begun + schedule.length:
+                faults.cancel()
             done = (await asyncio.gather(faults, return_exceptions=True))[0]
     if report.failures:
         raise LabError(f"a rank gave up: {'; '.join(report.failures)}")
@@ -200,8 +212,11 @@ async def collective(
     return outcome
 
 
-async def play_faults(fabric: Fabric, schedule: Schedule, begun: float) -> list[Done]:
-    """Do what the schedule says, all of it undone at the end; `begun` is its second 0 on time.monotonic()."""
+async def play_faults(fabric: Fabric, schedule: Schedule, begun: float, over: asyncio.Event) -> list[Done]:
+    """Do what the schedule says; faults without an end last until `over`. All of them are undone on return.
+
+    `begun` is the schedule's second 0 on time.monotonic().
+    """
     done: list[Done] = []
 
     def on_step(step: Step, began_ns: int, _done_ns: int) -> None:
@@ -214,6 +229,8 @@ async def play_faults(fabric: Fabric, schedule: Schedule, begun: float) -> list[
     try:
         if schedule.entries:
             await play_async(schedule, injector, on_step=on_step, start=begun)
+            if injector.active:
+                await over.wait()
     finally:
         await asyncio.to_thread(injector.undo)
     return done
