@@ -9,6 +9,7 @@
 
 /* SEND and WRITE; SEND with invalidate (22, 23); FLUSH and ATOMIC WRITE (28, 29): a PSN each, as atomics have, too. */
 #define PLAIN_REQUESTS 0x30c00fffU
+#define REQUESTS       (PLAIN_REQUESTS | ALWAYS_ANSWERED)
 /* FIRST and MIDDLE of SEND and WRITE carry a whole path MTU. */
 #define FULL_REQUESTS 0x000000c3U
 
@@ -90,7 +91,7 @@ static __always_inline void track_response(struct __sk_buff *skb, struct packet 
 	follow_response(skb, packet, qp, own, hook, kind);
 }
 
-/* Neither a plain request nor the next response of a READ. */
+/* Neither a request nor the next response of a READ. */
 static __always_inline void track_other(struct __sk_buff *skb, struct packet *packet, struct qp *qp,
                                         struct counters *own, enum hook hook)
 {
@@ -104,8 +105,6 @@ static __always_inline void track_other(struct __sk_buff *skb, struct packet *pa
 			tell_cm(skb, packet, hook, packet->now);
 	} else if (operation >= READ_RESPONSE_FIRST && operation <= ATOMIC_ACKNOWLEDGE) {
 		track_response(skb, packet, qp, own, hook);
-	} else if (ALWAYS_ANSWERED >> operation & 1) {
-		track_request(skb, packet, qp, own, hook);
 	}
 }
 
@@ -114,8 +113,8 @@ static __always_inline void track(struct __sk_buff *skb, struct packet *packet, 
 {
 	__u32 operation = packet->opcode & OPERATIONS, psn = packet->psn & PSN_MASK, next = (psn + 1) & PSN_MASK;
 
-	if (packet->opcode >> TRANSPORT_SHIFT <= TRANSPORT_UC && PLAIN_REQUESTS >> operation & 1) {
-		if (qp->next_psn == (psn | PSN_KNOWN)) {
+	if (packet->opcode >> TRANSPORT_SHIFT <= TRANSPORT_UC && REQUESTS >> operation & 1) {
+		if (qp->next_psn == (psn | PSN_KNOWN) && PLAIN_REQUESTS >> operation & 1) {
 			qp->next_psn = next | PSN_KNOWN;
 			qp->window = qp->window << 1 | 1;
 			if (hook == HOOK_STEER && packet->psn & ACKNOWLEDGE_REQUEST)
