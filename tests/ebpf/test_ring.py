@@ -100,8 +100,8 @@ def test_a_record_says_what_the_kernel_put_there(produced: Producer, ring: Ring)
 def test_every_record_once_and_in_order_across_the_wrap(produced: Producer, ring: Ring) -> None:
     expected, found = [], []
     for number in range(60):
-        produced.put(number, times=200)
-        expected += [number] * 200
+        produced.put(number, times=400)
+        expected += [number] * 400
         while events := ring.read():
             found += [event.path for event in events]
     assert len(expected) > 2 * CAPACITY
