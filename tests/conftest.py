@@ -68,8 +68,8 @@ def missing(markers: set[str]) -> str | None:
         return "needs QEMU: run 'scripts/setup guest'"
     if "tcx" in markers and kernel() < FIRST_WITH_TCX:
         return f"needs TCX, which came with kernel 6.6 (this is {os.uname().release})"
-    if "container" in markers and not Path("/var/run/docker.sock").exists():
-        return "needs a running Docker engine (/var/run/docker.sock is not there)"
+    if "container" in markers and (shutil.which("dockerd") is None or shutil.which("debootstrap") is None):
+        return "needs a Docker engine and debootstrap: run 'scripts/setup container'"
     return None
 
 
