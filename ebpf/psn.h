@@ -86,6 +86,7 @@ static __always_inline void begin_stream(struct qp *qp, const struct request *re
 	qp->window = ~0ULL; /* what came before was not missed */
 	qp->run = 0;
 	qp->gap_psn = 0;
+	qp->stamp_ns = 0;
 }
 
 /* PSNs that a READ before may have taken beyond those reckoned with. */

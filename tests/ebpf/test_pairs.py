@@ -94,6 +94,11 @@ def back(*packets: Packet) -> list[Step]:
             0,
             id="one before it sent again",
         ),
+        pytest.param(
+            out(ASKS, *sends(0x400000, 101 + 0x400000)) + back(ack(101)),
+            0,
+            id="the QP number got a new life meanwhile",
+        ),
         pytest.param(out(ASKS) + back(ack(101, streams.SEQUENCE), ack(101)), 0, id="refused first"),
         pytest.param(out(ASKS) + back(ack(101, streams.RNR), ack(101)), 0, id="not ready first"),
         pytest.param(out(ASKS) + back(ack(101), ack(101)), 1, id="an ACK that comes twice"),
