@@ -68,7 +68,7 @@ _GRAY_INTERVAL = 0.1
 _GRAY_HOLDS_MAX = 32
 _TIMER_MIN = 0.001
 _PRIORITY = 1
-_M_ARENA_MAX = -8
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3
 _FRR_EVENTS = (PeersNamed, BfdSessionsRead, FrrLost, FrrBack)
 
 
@@ -80,7 +80,9 @@ def run(settings: Settings) -> int:
     """Run the daemon until SIGTERM or SIGINT. Returns the exit status; an error is one line on standard error."""
     logs.configure(settings.log)
     # Threads read the maps; with an arena each, what they have freed stays with the process (mallopt(3)).
+    # And by itself the threshold of memory that goes back at once rises to that of the largest array.
     ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
     try:
         uvloop.run(_main(settings))
     except (StartError, ClassifierError, ListenError, LockedError, bpffs.BpffsMissingError) as error:
