@@ -62,7 +62,7 @@ _COUNT_SHARE = 20
 """The census takes at most one part in so many of the time, however many QPs there are."""
 _LOOK_INTERVAL, _LOOK_INTERVAL_IDLE = 0.05, 0.5
 """Between two looks for pairs, while there are QPs whose partner is not known, and else."""
-_LOOK_SHARE = 10
+_LOOK_SHARE, _LOOK_SHARE_IDLE = 10, 50
 """Looks take at most one part in so many of the time."""
 _GRAY_INTERVAL = 0.1
 _GRAY_HOLDS_MAX = 32
@@ -197,7 +197,9 @@ class Daemon:
         await self._applier.settled()
         self.attached = await self._classifier.attached()
         for name, work in (("census", self._count()), ("pairs", self._pair()), ("gray", self._compare())):
-            closing.push_async_callback(_cancelled, asyncio.get_running_loop().create_task(work, name=name))
+            task = asyncio.get_running_loop().create_task(work, name=name)
+            task.add_done_callback(_lament)
+            closing.push_async_callback(_cancelled, task)
         self._view.steering = True
         _go_first()
         gc.collect()
@@ -294,8 +296,10 @@ class Daemon:
             outcome = await asyncio.to_thread(self._pairs.look, self.planner.paths)
             for event in outcome.events:
                 self._history.tell(event)
-            pause = _LOOK_INTERVAL if outcome.busy else _LOOK_INTERVAL_IDLE
-            await asyncio.sleep(max(pause, _LOOK_SHARE * (time.monotonic() - begun)))
+            pause, share = (
+                (_LOOK_INTERVAL, _LOOK_SHARE) if outcome.busy else (_LOOK_INTERVAL_IDLE, _LOOK_SHARE_IDLE)
+            )
+            await asyncio.sleep(max(pause, share * (time.monotonic() - begun)))
 
     async def _compare(self) -> None:
         """Tell the planner of paths that are alive and yet worse than their siblings."""
@@ -402,6 +406,13 @@ def _name_of(ifindex: int) -> str:
         return socket.if_indextoname(ifindex)
     except OSError:
         return f"interface {ifindex} (gone)"
+
+
+def _lament(task: asyncio.Task[None]) -> None:
+    """Work that never ends has ended: everything else goes on, but somebody should know."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _log.error("work has ended: please report it", work=task.get_name(), why=repr(error))
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

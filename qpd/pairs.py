@@ -140,7 +140,7 @@ class PairKeeper:
         paths: Sequence[Path],
     ) -> bool:
         """Move answers to their requests' planes; True: some have to wait for a silence."""
-        near, far = self._pairing.partners(arriving[0], leaving[0])
+        near, far = self._pairing.known
         pairs = Directions(
             near=arriving[0]["local"][near].view(np.uint8).reshape(-1, 16),
             near_qp=arriving[0]["qp"][near],

@@ -34,6 +34,7 @@ Bools = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
+Words = npt.NDArray[np.uint64]
 
 PSN_MASK = 0xFFFFFF
 _PSN_HALF = 1 << 23
@@ -81,6 +82,8 @@ STRAYS_ALONE = 12
 """… and where only one is."""
 EDGES_MAX = 4_000_000
 """Possible partnerships looked at together, three octets each."""
+ENTRIES_MAX = 8192
+"""Entries looked at together, of each of which some looks are kept."""
 PARK_NS = 10_000_000_000
 """Two hosts whose QPs stay alike for so long give way to others …"""
 REST_NS = 30_000_000_000
@@ -136,6 +139,7 @@ class Look:
 
 
 _DOUBTS_MAX = 4096
+_ODD, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
 _Psn = TypeVar("_Psn", int, npt.NDArray[Any])
 
 
@@ -362,28 +366,40 @@ def _rearranged(matrix: Counts, rows: Numbers, columns: Numbers) -> Counts:
     return fresh
 
 
+@dataclass(slots=True)
+class _Room:
+    """What may be looked at together still."""
+
+    edges: int
+    entries: int = ENTRIES_MAX
+
+    def take(self, both: tuple[Records, Records]) -> bool:
+        """Take what two hosts need; False: there is not enough."""
+        rows, columns = len(both[0]), len(both[1])
+        if rows * columns > self.edges or rows + columns > self.entries:
+            return False
+        self.edges -= rows * columns
+        self.entries -= rows + columns
+        return True
+
+
 class Pairing:
     """Gathers evidence look by look. As many pairs of hosts at once as ``edges_max`` allows; the others take turns."""
 
     def __init__(self, edges_max: int = EDGES_MAX) -> None:
         self._edges_max = edges_max
-        self._at_work: dict[bytes, _Hosts] = {}
-        self._resting: dict[bytes, int] = {}
-        self._distrusted: dict[bytes, int] = {}
-        self._doubts: dict[Pair, set[tuple[int, int]]] = {}
+        self._at_work: dict[int, _Hosts] = {}
+        self._resting: dict[int, int] = {}
+        self._distrusted: dict[int, int] = {}
+        self._doubts: dict[Pair, set[int]] = {}
         self._halves: set[Half] = set()
+        self.known: tuple[Numbers, Numbers] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+        """Where in the arrays of the last look known pairs are, in the same order."""
 
     @property
     def at_work(self) -> bool:
         """Whether there are QPs whose partners another look may tell."""
         return bool(self._at_work)
-
-    @staticmethod
-    def partners(arriving: Records, leaving: Records) -> tuple[Numbers, Numbers]:
-        """Where in both the known pairs are, in the same order."""
-        known, others = np.flatnonzero(arriving["peer_qp"]), np.flatnonzero(leaving["peer_qp"])
-        first, second = _partners(arriving[known], leaving[others])
-        return known[first], others[second]
 
     def observe(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> Found:
         """One look at all QPs (arrays of SIGHTING); ``looks``: when each of them was read.
@@ -395,8 +411,8 @@ class Pairing:
         """
         now_ns = max(look.over_ns for look in looks)
         ended, halves = self._verify(arriving, leaving, looks)
-        rows = _by_hosts(arriving[arriving["peer_qp"] == 0])
-        columns = _by_hosts(leaving[leaving["peer_qp"] == 0])
+        rows = _by_hosts(arriving, arriving["peer_qp"] == 0)
+        columns = _by_hosts(leaving, leaving["peer_qp"] == 0)
         both = {key: (rows[key], columns[key]) for key in rows if key in columns}
         self._rest(both, now_ns)
         stated: list[Pair] = []
@@ -411,105 +427,133 @@ class Pairing:
                 stated += found
         return Found(tuple(stated), tuple(ended), tuple(halves), self._take_up(both, looks))
 
-    def _rest(self, both: dict[bytes, tuple[Records, Records]], now_ns: int) -> None:
+    def _rest(self, both: dict[int, tuple[Records, Records]], now_ns: int) -> None:
         """Those whose evidence has brought nothing for long give way, and those who have outgrown their room."""
-        edges = 0
+        room = _Room(self._edges_max)
         for key, hosts in list(self._at_work.items()):
-            edges += len(both[key][0]) * len(both[key][1]) if key in both else 0
             if key not in both:
                 del self._at_work[key]
-            elif edges > self._edges_max or now_ns - hosts.since_ns > PARK_NS:
-                edges -= len(both[key][0]) * len(both[key][1])
+            elif not room.take(both[key]) or now_ns - hosts.since_ns > PARK_NS:
                 del self._at_work[key]
                 self._resting[key] = now_ns + REST_NS
         self._resting = {key: until for key, until in self._resting.items() if key in both and until > now_ns}
 
-    def _take_up(self, both: dict[bytes, tuple[Records, Records]], looks: tuple[Look, Look]) -> int:
+    def _take_up(self, both: dict[int, tuple[Records, Records]], looks: tuple[Look, Look]) -> int:
         """Begin with as many others as there is room for; gives how many have to wait."""
-        edges = sum(len(both[key][0]) * len(both[key][1]) for key in self._at_work)
+        room = _Room(self._edges_max)
+        for key in self._at_work:
+            room.take(both[key])
         waiting = 0
-        for key, (rows, columns) in both.items():
+        for key, entries in both.items():
             if key in self._at_work or key in self._resting:
                 continue
-            if edges + len(rows) * len(columns) > self._edges_max:
+            if room.take(entries):
+                self._at_work[key] = _Hosts(*entries, looks)
+            else:
                 waiting += 1
-                continue
-            edges += len(rows) * len(columns)
-            self._at_work[key] = _Hosts(rows, columns, looks)
         return waiting
 
     def _verify(
         self, arriving: Records, leaving: Records, looks: tuple[Look, Look]
     ) -> tuple[list[Pair], list[Half]]:
         """Known pairs that are contradicted (all of their hosts end with them), and those of which a half is left."""
-        all_near, all_far = arriving[arriving["peer_qp"] != 0], leaving[leaving["peer_qp"] != 0]
-        first, second = _partners(all_near, all_far)
-        halves = self._left_over(all_near, all_far, first, second)
-        near, far = all_near[first], all_far[second]
+        near, far = self.known = _partners(arriving, leaving)
+        halves = self._left_over(arriving, leaving)
         # Only answers that were read before the questions can be ahead of them.
         if looks[0].over_ns <= looks[1].begun_ns:
-            wrong = newer(near["answered_psn"], far["request_psn"]) > 0
-            wrong &= (near["answered_psn"] >= 0) & (far["request_psn"] >= 0)
+            answered, asked = arriving["answered_psn"][near], leaving["request_psn"][far]
         else:
-            wrong = newer(far["answered_psn"], near["request_psn"]) > 0
-            wrong &= (far["answered_psn"] >= 0) & (near["request_psn"] >= 0)
+            answered, asked = leaving["answered_psn"][far], arriving["request_psn"][near]
+        wrong = (answered >= 0) & (asked >= 0) & (newer(answered, asked) > 0)
         ended: list[Pair] = []
         if len(self._doubts) > _DOUBTS_MAX:
             self._doubts.clear()
         for index in np.flatnonzero(wrong).tolist():
-            pair = _pair(near[index], far[index])
+            pair = _pair(arriving[near[index]], leaving[far[index]])
             facts = self._doubts.setdefault(pair, set())
-            facts.add((int(near["answered_psn"][index]), int(far["answered_psn"][index])))
+            facts.add(int(answered[index]))
             if len(facts) >= PROOFS:
                 ended.append(pair)
-        keys = {pair.near.host + pair.far.host for pair in ended}
-        if not keys:
+        if not ended:
             return [], halves
+        keys = {_hosts_of(pair) for pair in ended}
         now_ns = max(look.over_ns for look in looks)
         self._distrusted = {key: until for key, until in self._distrusted.items() if until > now_ns}
         for key in keys:
             self._distrusted[key] = now_ns + DISTRUST_NS
             self._at_work.pop(key, None)
-        ended = [pair for pair in map(_pair, near, far) if pair.near.host + pair.far.host in keys]
+        theirs = np.isin(_hosts(arriving), np.array(list(keys), np.uint64))[near]
+        ended = [
+            _pair(arriving[one], leaving[other]) for one, other in zip(near[theirs], far[theirs], strict=True)
+        ]
         for pair in ended:
             self._doubts.pop(pair, None)
         return ended, halves
 
-    def _left_over(self, near: Records, far: Records, first: Numbers, second: Numbers) -> list[Half]:
+    def _left_over(self, arriving: Records, leaving: Records) -> list[Half]:
         """Entries whose partner names nobody, or another, at two looks in a row: their partner is gone."""
-        alone = [Half(True, _near(record)) for record in np.delete(near, first)]
-        alone += [Half(False, _far(record)) for record in np.delete(far, second)]
+        near, far = arriving["peer_qp"] != 0, leaving["peer_qp"] != 0
+        near[self.known[0]] = far[self.known[1]] = False
+        alone = [Half(True, _near(arriving[index])) for index in np.flatnonzero(near).tolist()]
+        alone += [Half(False, _far(leaving[index])) for index in np.flatnonzero(far).tolist()]
         before, self._halves = self._halves, set(alone)
         return [half for half in alone if half in before]
 
 
-def _partners(near: Records, far: Records) -> tuple[Numbers, Numbers]:
+def _mixed(first: Words, *more: Words) -> Words:
+    """One number of several: integers sort without the interpreter's lock, records do not."""
+    mixed = first.copy()
+    for words in more:
+        mixed = (mixed ^ mixed >> _SHIFT) * _ODD ^ words
+    return (mixed ^ mixed >> _SHIFT) * _ODD
+
+
+def _hosts(records: Records) -> Words:
+    """One number for each two hosts."""
+    local, remote = records["local"], records["remote"]
+    return _mixed(local[:, 0], local[:, 1], remote[:, 0], remote[:, 1])
+
+
+def _hosts_of(pair: Pair) -> int:
+    words = np.frombuffer(pair.near.host + pair.far.host, np.uint64)
+    return int(_mixed(*(words[index : index + 1] for index in range(4)))[0])
+
+
+def _partners(arriving: Records, leaving: Records) -> tuple[Numbers, Numbers]:
     """Where the entries are that name each other, in the same order."""
-    of_near = _name(near, near["qp"], near["peer_qp"])
-    of_far = _name(far, far["peer_qp"], far["qp"])
+    near, far = np.flatnonzero(arriving["peer_qp"]), np.flatnonzero(leaving["peer_qp"])
+    if not len(near) or not len(far):
+        return near[:0], far[:0]
+    of_near = _mixed(
+        _hosts(arriving)[near],
+        arriving["qp"][near].astype(np.uint64),
+        arriving["peer_qp"][near].astype(np.uint64),
+    )
+    of_far = _mixed(
+        _hosts(leaving)[far], leaving["peer_qp"][far].astype(np.uint64), leaving["qp"][far].astype(np.uint64)
+    )
     _, first, second = np.intersect1d(of_near, of_far, return_indices=True)
-    return first, second
+    near, far = near[first], far[second]
+    same = (arriving["qp"][near] == leaving["peer_qp"][far]) & (
+        arriving["peer_qp"][near] == leaving["qp"][far]
+    )
+    for name in ("local", "remote"):
+        same &= (arriving[name][near] == leaving[name][far]).all(axis=1)
+    return near[same], far[same]
 
 
-def _name(records: Records, near: npt.NDArray[Any], far: npt.NDArray[Any]) -> Records:
-    name = np.zeros((len(records), 5), np.uint64)
-    name[:, 0:2], name[:, 2:4] = records["local"], records["remote"]
-    name[:, 4] = near.astype(np.uint64) << np.uint64(24) | far
-    named: Records = np.ascontiguousarray(name).view(np.dtype((np.void, 40))).ravel()
-    return named
-
-
-def _by_hosts(records: Records) -> dict[bytes, Records]:
-    """Entries by local and remote host (32 octets)."""
-    if not len(records):
+def _by_hosts(records: Records, wanted: Bools) -> dict[int, Records]:
+    """The wanted entries by local and remote host."""
+    at = np.flatnonzero(wanted)
+    if not len(at):
         return {}
-    hosts = np.concatenate((records["local"], records["remote"]), axis=1)
-    named = np.ascontiguousarray(hosts).view(np.dtype((np.void, 32))).ravel()
-    keys, inverse = np.unique(named, return_inverse=True)
-    order = np.argsort(inverse, kind="stable")
-    bounds = np.searchsorted(inverse[order], np.arange(len(keys) + 1))
+    hosts = _hosts(records)[at]
+    order = np.argsort(hosts, kind="stable")
+    keys, begins = np.unique(hosts[order], return_index=True)
+    ends = [*begins[1:].tolist(), len(at)]
     return {
-        key.tobytes(): records[order[bounds[index] : bounds[index + 1]]] for index, key in enumerate(keys)
+        key: records[at[order[begin:end]]]
+        for key, begin, end in zip(keys.tolist(), begins.tolist(), ends, strict=True)
     }
 
 
