@@ -274,7 +274,7 @@ class Fabric:
             for node, outputs in zip(
                 self.topology.machines, pool.map(run_all, self.topology.machines), strict=True
             ):
-                for line in outputs:
+                for line in dict.fromkeys(outputs):
                     said.setdefault(line, []).append(node.name)
         for line, names in said.items():
             progress(f"{line} ({len(names)} nodes)" if len(names) > 1 else f"{names[0]}: {line}")
