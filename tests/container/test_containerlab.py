@@ -175,7 +175,7 @@ def test_prometheus_scrapes_every_leaf_and_has_the_rules(lab: ContainerLab) -> N
             return json.load(answer)["data"]
 
     def question() -> str | None:
-        up = {one["metric"]["node"] for one in ask("query?query=qpd_path_up")["result"]}
+        up = {one["metric"]["instance"].partition(":")[0] for one in ask("query?query=qpd_path_up")["result"]}
         return None if up == set(lab.leaves) else f"leaves with qpd_path_up: {sorted(up)}"
 
     until(question, 60, pause=1.0)
