@@ -10,7 +10,7 @@ C_SOURCES := $(wildcard ebpf/*.[ch] bench/*.c)
 # One tier of the tests (unit, ebpf, fabric, guest, container) or several in quotes; empty: all.
 TIER ?=
 # The packages that these tiers need; `unit` needs nothing but Python.
-SETUP_GROUPS := run lab test $(if $(TIER),$(filter guest,$(TIER)),guest)
+SETUP_GROUPS := run lab test $(if $(TIER),$(filter guest container,$(TIER)),guest container)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv demo test bench bench-failover format clean lint lint-ruff lint-format lint-mypy lint-c lint-shell
@@ -56,7 +56,7 @@ format: | venv ## bring Python and C into the style that lint asks for
 	$(if $(C_SOURCES),clang-format -i $(C_SOURCES))
 
 setup: ## install the distribution packages that are missing, mount bpffs (root)
-	@scripts/setup run lab test guest
+	@scripts/setup run lab test guest container
 
 venv: $(VENV)/.installed ## make the Python environment .venv
 

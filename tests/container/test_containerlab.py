@@ -22,7 +22,7 @@ from tests.fabric.judge import difference, until
 from .lab import ContainerLab
 
 # The first of them waits for containerlab and for the lab.
-pytestmark = pytest.mark.timeout(570)
+pytestmark = pytest.mark.timeout(840)
 
 CONVERGE = 180.0
 """Up to ten routers, and sidecars that compile."""

@@ -19,7 +19,7 @@ from .engine import Engine
 from .images import LEAF, QPD
 
 # The first of them waits for the images.
-pytestmark = pytest.mark.timeout(570)
+pytestmark = pytest.mark.timeout(840)
 
 PINS = Path(f"/sys/fs/bpf/qpdt-{os.getpid()}-image")
 ENOUGH = (Capability.CAP_BPF, Capability.CAP_NET_ADMIN, Capability.CAP_PERFMON)
