@@ -220,7 +220,6 @@ static __always_inline void follow_entry(struct packet *packet, struct qp *qp, _
 	usable = qp->members & living_paths();
 	decision->path = usable >> (qp->home & (PATHS_MAX - 1)) & 1 ? qp->home : stand_in(qp, usable);
 	decision->source_port = qp->source_port;
-	packet->before = qp->path;
 	if (decision->path == NO_PATH) {
 		decision->verdict = qp->members ? VERDICT_NO_LIVING_PATH : VERDICT_UNKNOWN_GROUP;
 	} else if (packet->tagged) {
@@ -249,8 +248,13 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 		return PASS;
 	if (!qp)
 		qp = make_entry(skb, packet, control_now, own, &decision);
-	if (qp)
+	if (qp) {
+		/* Before its way is found: after that, the verifier would follow PSNs once for each way. */
+		packet->before = qp->path;
+		packet->now = qp->path;
+		track(skb, packet, qp, own, HOOK_STEER);
 		follow_entry(packet, qp, control_now->generation, now, &decision);
+	}
 	if (decision.verdict == VERDICT_OPEN || (decision.verdict == VERDICT_MAP_FULL && !packet->tagged)) {
 		path = paths.lookup(&decision.path);
 		if (path) {
@@ -262,12 +266,7 @@ static __always_inline int steer_packet(struct __sk_buff *skb, struct packet *pa
 		decision.path = NO_PATH;
 	}
 	count(own, HOOK_STEER, decision.verdict, decision.path, packet->bytes);
-	/* Not in registers: the verifier would follow what comes now once for each of their values. */
-	packet->now = decision.path;
-	packet->action = action;
-	if (qp)
-		track(skb, packet, qp, own, HOOK_STEER);
-	return packet->action;
+	return action;
 }
 
 #endif /* QPD_FLOW_H */

@@ -72,8 +72,7 @@ struct packet {
 	__u8 marks;                 /* MARK_… */
 	__u32 psn;                  /* the BTH's last word: acknowledge request and PSN */
 	__u32 before;               /* path id of its queue pair's packet before, */
-	__u32 now;                  /* … and of this one; NO_PATH: not known */
-	int action;                 /* what the program will return */
+	__u32 now;                  /* … and of this one, where it is known already */
 	struct findings found; /* what is noted of its PSN; in memory, so that the verifier forgets how it came about */
 };
 

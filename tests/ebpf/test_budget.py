@@ -16,7 +16,7 @@ from tests.ebpf.harness import Classifier
 
 pytestmark = pytest.mark.root
 
-VERIFIED_MAX = 400_000
+VERIFIED_MAX = 250_000
 """Of the kernel's 1 000 000 instructions: Linux 6.1 needs about twice what 6.18 does."""
 STACK_MAX = 384
 """Of 512 octets."""
