@@ -401,7 +401,9 @@ def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
         rates = np.array([float(row["tx_bytes"]) for row in own]) * 8e-6 / np.diff(times)
         label = link.partition(":")[2] if len({one.partition(":")[0] for one in links}) == 1 else link
         axes.plot(times[1:], rates, color=colour(links, link), linewidth=1.3, label=label)
-        top = max(top, float(rates.max(initial=0.0)))
+        # Two readings that a busy machine took close together make a spike that dwarfs all else.
+        busy = rates[rates > 0]
+        top = max(top, 1.2 * float(np.percentile(busy, 97)) if len(busy) else 0.0)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
     return top
 
