@@ -48,6 +48,17 @@ def test_all_are_known_within_two_seconds(same_psn: bool, near_sends: bool) -> N
     assert len(stated) == len(world.truth), "each is stated once"
 
 
+@pytest.mark.parametrize("same_psn", [True, False], ids=["same PSN", "random PSNs"])
+def test_a_thousand_qps_of_two_hosts(same_psn: bool) -> None:
+    """1 024 that start together: 99.9 % within two seconds, at 100 packets a second each, and none wrong."""
+    rolls = Random(8)
+    world = World(Network(), 11, irregular(10 * MS))
+    build(world, 1024, lambda _: 0 if same_psn else rolls.randrange(PSN_TOP))
+    stated = {names(pair) for _, pair in world.watch(Pairing(), 2)}
+    assert stated <= world.truth
+    assert len(stated) >= 0.999 * 1024
+
+
 @pytest.mark.parametrize(
     "network",
     [Network(loss=0.02), Network((20_000, 37 * MS)), Network(jitter_ns=30 * MS)],
