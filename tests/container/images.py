@@ -59,7 +59,7 @@ def _build_base(engine: Engine, work: Path) -> None:
         check=False,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=BUILD,
     )  # fmt: skip
     assert made.returncode == 0, " | ".join(made.stdout.splitlines()[-3:])
     with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as archive:
