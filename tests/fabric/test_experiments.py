@@ -110,7 +110,8 @@ def test_a_fault_in_the_middle_of_an_allreduce(small: Small, name: str) -> None:
     summary, tables = small(name)
     (found,) = means(summary).values()
     assert (found["wrong_values"], found["qp_errors"]) == (0, 0)
-    assert found["retransmitted_packets"] > 0
+    # Of a gray link a lucky few packets may all arrive; from a dead one nobody is spared.
+    assert found["retransmitted_packets"] > 0 or name == "gray-failure"
     assert found["stall_s"] >= 0
     (fault,) = tables["faults"]
     assert "leaf1:eth1" in fault["links"].split()
