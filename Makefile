@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard qpd tests bench)
 SCRIPTS := scripts/in-guest scripts/run-tiers
 SHELL_SCRIPTS := scripts/setup scripts/guest-kernel .ci/run $(wildcard deploy/containerlab/common/*.sh)
-C_SOURCES := $(wildcard ebpf/*.[ch] bench/*.c)
+C_SOURCES := $(wildcard ebpf/*.[ch] bench/*.c tests/fabric/*.c)
 # One tier of the tests (unit, ebpf, fabric, guest, container) or several in quotes; empty: all.
 TIER ?=
 # The packages that these tiers need; `unit` needs nothing but Python.
