@@ -47,6 +47,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY ebpf ebpf
 COPY qpd qpd
+COPY deploy/containerlab/common deploy/containerlab/common
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca,target=/run/secrets/ca \
     /opt/qpd/bin/python -m pip install . \
