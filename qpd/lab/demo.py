@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ SOURCE, DESTINATION, LEAF = "dc1-host1", "dc2-host1", "dc1-leaf1"
 FIRST_QP = 0x100
 RATE = 250.0
 """Packets per second and QP."""
+NEW_PSN = 1 << 22
+"""Where the second traffic's PSNs begin: as with real adapters, far from those of the connections before."""
 SETTLE = 1.0
 PATIENCE = 30.0
 START_DEADLINE = 120.0
@@ -139,7 +141,7 @@ class Demo:
 
     async def _with(self, flow: Flow, sampler: Sampler, without: Loads) -> Summary:
         self._say("the same traffic again, steered from its first packet")
-        traffic = Traffic(self._fabric, [flow])
+        traffic = Traffic(self._fabric, [replace(flow, first_psn=NEW_PSN)])
         async with traffic:
             await asyncio.sleep(SETTLE)
             summary = Summary(len(self._qps), without, await self._measure(sampler), nominal_gap=1 / RATE)
