@@ -122,7 +122,8 @@ class Instance:
             if name == "bfdd" and shutil.which("chrt") is not None:
                 command = [*_REALTIME, *command]
             # What a killed daemon has left behind must not be taken for the new one's.
-            (self.sockets / f"{name}.vty").unlink(missing_ok=True)
+            for socket in (f"{name}.vty", *(["zserv.api"] if name == "zebra" else [])):
+                (self.sockets / socket).unlink(missing_ok=True)
             record = f"{self.node}.{name}"
             self.records.start(record, namespaces.enter(self.name, command), self.logs / f"{record}.log")
 
@@ -134,9 +135,6 @@ class Instance:
         """Start one daemon anew and configure it; `limit` is a reading of time.monotonic()."""
         if daemon not in self.daemons():
             raise LabError(f"{self.node}: {daemon} is none of its daemons: {', '.join(self.daemons())}")
-        # A killed daemon leaves its sockets, which would look like an answer.
-        for name in (f"{daemon}.vty", *(["zserv.api"] if daemon == "zebra" else [])):
-            (self.sockets / name).unlink(missing_ok=True)
         self.start(daemon)
         while not self._answers_vtysh(daemon):
             if time.monotonic() > limit:

@@ -487,7 +487,10 @@ def test_frr_restarted(leaf: Guarded) -> None:
         finally:
             for daemon in reversed(instance.daemons()):
                 await asyncio.to_thread(fabric.records.end, f"{leaf.name}.{daemon}")
-            await asyncio.to_thread(instance.start)
+            # zebra first, as watchfrr does it: who finds no zebra tries again after ten seconds only.
+            await asyncio.to_thread(instance.start, "zebra")
+            await eventually(lambda: None if (instance.sockets / "zserv.api").exists() else "no zebra")
+            await asyncio.to_thread(instance.start, *(set(instance.daemons()) - {"zebra"}))
             await eventually(lambda: None if instance.answers() else "FRR does not answer")
             await asyncio.to_thread(instance.configure)
         await asyncio.to_thread(fabric.wait_converged, 60.0)
