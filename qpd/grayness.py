@@ -31,6 +31,7 @@ class GrayWatch:
         samples = {
             path.id: Sample(
                 packets_out=int(counters.packets[Hook.STEER, path.id]),
+                resent_out=int(leaving["retransmitted"][path.id]),
                 lost_out=int(leaving["lost_behind"][path.id]),
                 packets_in=int(counters.packets[Hook.OBSERVE, path.id]),
                 lost_in=max(int(missing[path.id]), 0),

@@ -424,7 +424,8 @@ class Planner:
 
     def _take_gray(self, path: int, detail: Mapping[str, Any], now: float) -> None:
         record = self._registry.by_id(path)
-        if record is None or record.gray:
+        # What arrives by it may be found lossy first, and what leaves later: that is what drains it.
+        if record is None or record.gray_until is not None:
             return
         record.gray = True
         told = {**_named(record), **detail, "action": "report"}

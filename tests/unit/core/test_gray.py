@@ -55,8 +55,11 @@ class Wire:
                 chance = self.loss.get(path, 0.0)
                 self.lost[path] += sum(self.random.random() < chance for _ in range(self.rate))
                 self.rtt[path][self.bucket[path]] += np.uint64(self.rate)
-            out = (self.packets[path], self.lost[path])
-            both = (*out, 0, 0) if direction == "out" else (self.packets[path], 0, *out)
+            packets, lost = self.packets[path], self.lost[path]
+            # What was lost goes once more, and is counted as sent again.
+            both = (
+                (packets + lost, lost, lost, 0, 0) if direction == "out" else (packets, 0, 0, packets, lost)
+            )
             samples[path] = Sample(*both, self.rtt[path].copy())
         return self.book.observe(samples, self.serving, groups, self.now)
 
@@ -72,6 +75,56 @@ def test_a_path_with_five_percent_is_found_within_a_second(direction: str) -> No
     assert found.detail["direction"] == direction
     assert 0.02 < found.detail["loss"] < 0.12
     assert found.detail["siblings_loss"] == 0
+
+
+@pytest.mark.parametrize("direction", ["out", "in"])
+@pytest.mark.parametrize("rate", [40, 1000])
+def test_what_went_well_before_hides_no_loss(direction: str, rate: int) -> None:
+    """Forty packets in a tenth of a second are few, a thousand without loss before it are many."""
+    wire = Wire({}, rate)
+    assert wire.looks(100, direction) == []
+    wire.loss[2] = 0.05
+    assert [type(event) for event in wire.looks(10, direction)] == [GrayFound]
+
+
+def test_a_delay_is_found_as_soon_as_a_loss() -> None:
+    wire = Wire({}, delay=0.01)
+    wire.looks(100)
+    wire.bucket[1] = 3
+    assert [type(event) for event in wire.looks(10)] == [GrayFound]
+
+
+@pytest.mark.parametrize("window", [1, 16, 256])
+def test_the_loss_is_the_wires_however_much_is_sent_again(window: int) -> None:
+    """Go-back-N with so many packets on their way: each loss has all of them sent again."""
+    rolls = random.Random(window)
+    book = GrayBook(GrayConfig(), BOUNDS)
+    packets = resent = lost = 0
+    found: list[Event] = []
+    for look in range(40):
+        for _ in range(100):
+            failed = rolls.random() < 0.05
+            packets += 1 + failed * window
+            resent += failed * window
+            lost += failed
+        samples = {0: Sample(packets, resent, lost, 0, 0), 1: Sample(100 * look, 0, 0, 0, 0)}
+        found += book.observe(samples, [0, 1], [0b11], look / 10)
+    (gray,) = found
+    assert isinstance(gray, GrayFound)
+    assert gray.path == 0
+    assert 0.02 < gray.detail["loss"] < 0.1
+
+
+def test_each_direction_is_news_of_its_own() -> None:
+    book = GrayBook(GrayConfig(), BOUNDS)
+    found: list[Event] = []
+    for look in range(60):
+        arriving, leaving = 10 * look, 10 * max(look - 30, 0)
+        bad = Sample(200 * look + leaving, leaving, leaving, 200 * look, arriving)
+        good = Sample(200 * look, 0, 0, 200 * look, 0)
+        found += book.observe({0: bad, 1: good}, [0, 1], [0b11], look / 10)
+    assert len(found) == 2
+    assert [event.detail["direction"] for event in found if isinstance(event, GrayFound)] == ["in", "out"]
 
 
 def test_what_all_lose_speaks_against_none() -> None:
@@ -241,6 +294,13 @@ def test_loss_of_what_arrives_is_the_far_ends_to_act_on() -> None:
     made.handle(GrayFound(made.path(1).id, {**LOSS, "direction": "in"}))
     assert state(made, 1) == (*SERVES, True)
     assert made.kernel.tells[-1].detail["action"] == "report"
+
+
+def test_what_leaves_being_lost_drains_a_path_that_was_gray_already() -> None:
+    made = leaf()
+    made.handle(GrayFound(made.path(1).id, {**LOSS, "direction": "in"}))
+    made.handle(GrayFound(made.path(1).id, LOSS))
+    assert state(made, 1) == (PathState.DRAINED, Reason.GRAY, True)
 
 
 def test_a_path_that_goes_down_is_not_gray() -> None:
