@@ -174,13 +174,15 @@ def test_replacing_leaves_no_gap_and_meets_no_packet_twice(here: Node, loaded: L
     thread = threading.Thread(target=traffic)
     thread.start()
     try:
-        for number in range(60):
+        number = 0
+        # Both at once for long enough, however the machine shares its time between them.
+        while number < 60 or here.transmitted(UPLINK) - left <= 1000:
             here.call(builds[number % 2].attach, ifindex, UPLINK)
+            number += 1
     finally:
         stop.set()
         thread.join()
     sent = here.transmitted(UPLINK) - left
-    assert sent > 1000
     assert loaded.counted(Hook.STEER) - seen == sent
 
 

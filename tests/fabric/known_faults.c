@@ -5,6 +5,9 @@
 #include <uapi/linux/pkt_cls.h>
 
 #define ONE_IN 16 /* packets that meet their fate, by chance */
+/* Between two late packets of a queue pair. Late ones in a row, as a busy machine would bring them, look like what go-back-N
+ * sends again: nobody who only sees them pass could tell. */
+#define APART_NS 100000000ULL
 
 struct control {
 	__u32 ifindex; /* where delayed packets go */
@@ -15,6 +18,8 @@ struct control {
 BPF_TABLE_PINNED("hash", __u32, __u64, dropped, 4096, PIN_DIR "/dropped");
 /* destination QP -> packets delayed. */
 BPF_TABLE_PINNED("hash", __u32, __u64, delayed, 4096, PIN_DIR "/delayed");
+/* destination QP -> CLOCK_MONOTONIC of the last packet that was delayed, ns. */
+BPF_TABLE_PINNED("hash", __u32, __u64, diverted, 4096, PIN_DIR "/diverted");
 BPF_TABLE_PINNED("array", __u32, struct control, control, 1, PIN_DIR "/control");
 
 #define ETH        14
@@ -74,13 +79,15 @@ int delay(struct __sk_buff *skb)
 {
 	__u32 index = 0, qp = dest_qp((void *)(long)skb->data, (void *)(long)skb->data_end);
 	struct control *to = control.lookup(&index);
-	__u64 zero = 0, *count;
+	__u64 zero = 0, now = bpf_ktime_get_ns(), *count, *last;
 
 	if (qp == NONE || !to || bpf_get_prandom_u32() % ONE_IN)
 		return TC_ACT_UNSPEC;
 	count = delayed.lookup_or_try_init(&qp, &zero);
-	if (!count)
+	last = diverted.lookup_or_try_init(&qp, &zero);
+	if (!count || !last || now - *last < APART_NS)
 		return TC_ACT_UNSPEC;
+	*last = now;
 	__sync_fetch_and_add(count, 1);
 	return bpf_redirect(to->ifindex, 0);
 }
