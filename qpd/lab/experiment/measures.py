@@ -115,6 +115,15 @@ MEASURES = (
         0,
     ),
     Measure(
+        "lost_time_s",
+        "time lost to the fault",
+        "s",
+        1,
+        "lower",
+        "By how much all iterations that a fault touched were longer, together, than as many of those untouched "
+        "(their median).",
+    ),
+    Measure(
         "goodput_bps",
         "goodput",
         "Mbit/s",

@@ -126,6 +126,7 @@ def iterations(rows: Collection[Mapping[str, Any]], done: Collection[Done]) -> d
     if touched and len(touched) < len(rows):
         usual = median(row["seconds"] for row in calm)
         found["stall_s"] = max(0.0, max(row["seconds"] for row in touched) - usual)
+        found["lost_time_s"] = max(0.0, sum(row["seconds"] - usual for row in touched))
     return found
 
 

@@ -18,6 +18,7 @@ COMPARED = (
     "iteration_s",
     "outage_s",
     "stall_s",
+    "lost_time_s",
     "goodput_bps",
     "leaf_max_to_mean",
     "left_s",

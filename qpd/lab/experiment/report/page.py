@@ -131,7 +131,7 @@ def _savings(summary: Mapping[str, Any]) -> Iterator[str]:
     chosen = [
         one
         for one in summary["savings"]
-        if one["measure"] in {"communication_s", "outage_s", "stall_s", "left_s"}
+        if one["measure"] in {"communication_s", "outage_s", "stall_s", "lost_time_s", "left_s"}
     ]
     if not chosen:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -370,14 +371,15 @@ def loads(data: Data) -> Plot | None:
         return None
     leaves, sites = ([group for group in groups if group[0] == tier] for tier in TIERS)
     chosen = [*leaves[: _MOST_GROUPS - min(1, len(sites))], *sites[:1]]
-    figure, axes = panels(len(shown), len(chosen), 1.45)
+    figure, axes = panels(len(shown), len(chosen), 1.65)
     top = dict.fromkeys(chosen, 0.0)
     for cells, trial in zip(axes, shown, strict=True):
         for cell, group in zip(cells, chosen, strict=True):
             rows = [row for row in data.of("loads", trial) if (row["tier"], row["group"]) == group]
             top[group] = max(top[group], _load_panel(cell, rows))
-            where = f"{TIERS[group[0]]} of {group[1]}"
-            cell.set_title(f"{trial['condition']}: {where}" if cell is cells[0] else where, loc="left")
+            # The condition above, the links below it: beside each other they are wider than a panel.
+            condition = trial["condition"] if cell is cells[0] else ""
+            cell.set_title(f"{condition}\n{TIERS[group[0]]} of {group[1]}", loc="left", fontsize=9)
             cell.set_xlim(*data.span(trial))
     for cells in axes:
         for cell, group in zip(cells, chosen, strict=True):
@@ -396,16 +398,26 @@ def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
     links = list(dict.fromkeys(row["link"] for row in rows))
     top = 0.0
     for link in links:
-        own = [row for row in rows if row["link"] == link]
-        times = np.array([0.0, *(float(row["time_s"]) for row in own)])
-        rates = np.array([float(row["tx_bytes"]) for row in own]) * 8e-6 / np.diff(times)
+        times, rates = _rates([row for row in rows if row["link"] == link])
         label = link.partition(":")[2] if len({one.partition(":")[0] for one in links}) == 1 else link
-        axes.plot(times[1:], rates, color=colour(links, link), linewidth=1.3, label=label)
-        # Two readings that a busy machine took close together make a spike that dwarfs all else.
-        busy = rates[rates > 0]
-        top = max(top, 1.2 * float(np.percentile(busy, 97)) if len(busy) else 0.0)
+        axes.plot(times, rates, color=colour(links, link), linewidth=1.3, label=label)
+        top = max(top, max(rates, default=0.0))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
     return top
+
+
+def _rates(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Times and Mbit/s of a link. Readings that a busy machine took close together are one: alone they make spikes."""
+    times, rates = [], []
+    begin, octets = 0.0, 0.0
+    for row in rows:
+        octets += float(row["tx_bytes"])
+        length = float(row["time_s"]) - begin
+        if length >= 0.8 * _BIN:
+            times.append(float(row["time_s"]))
+            rates.append(octets * 8e-6 / length)
+            begin, octets = float(row["time_s"]), 0.0
+    return times, rates
 
 
 def strips(data: Data) -> Plot | None:
@@ -443,28 +455,33 @@ def strips(data: Data) -> Plot | None:
     figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(handles)))
     caption = (
         "Each row is a queue pair that sends data, its colour the uplink of its leaf on which its packets were seen: "
-        f"one packet of sixteen, taken from the wire at the uplink's far end. White: nothing seen. {data.which()}"
+        "one packet of sixteen, taken from the wire at the uplink's far end; pale until it is seen again. "
+        f"{data.which()}"
     )
     return finish(figure, "Path of each queue pair", caption)
 
 
 def _strip_panel(axes: Axes, rows: Sequence[Row], places: Mapping[str, tuple[int, int]]) -> None:
-    first: dict[tuple[str, int], tuple[int, int]] = {}
+    sightings: dict[tuple[str, int], list[tuple[float, tuple[int, int]]]] = {}
     for row in sorted(rows, key=lambda row: float(row["time_s"])):
-        first.setdefault((row["destination"], row["qp"]), places[row["link"]])
-    keys = sorted(first, key=lambda key: (first[key], key))[:_MOST_QPS]
-    heights = {key: index for index, key in enumerate(keys)}
-    bars: dict[int, tuple[list[float], list[int]]] = {}
-    for row in rows:
-        key = (row["destination"], row["qp"])
-        if key in heights:
-            times, at = bars.setdefault(places[row["link"]][1], ([], []))
-            times.append(float(row["time_s"]))
-            at.append(heights[key])
-    for index, (times, at) in bars.items():
-        axes.barh(at, _BIN, left=times, height=0.8, color=COLOURS[index % len(COLOURS)], linewidth=0)
+        seen = sightings.setdefault((row["destination"], row["qp"]), [])
+        seen.append((float(row["time_s"]), places[row["link"]]))
+    every = sorted(sightings, key=lambda key: (sightings[key][0][1], key))
+    # Of many, some at even distances: the first ones would all be of one link.
+    keys = every[:: -(-len(every) // _MOST_QPS)]
+    bars: dict[tuple[int, float], list[tuple[float, float, int]]] = {}
+    for height, key in enumerate(keys):
+        seen = sightings[key]
+        for (time, (_, index)), (until, _) in pairwise([*seen, (seen[-1][0], seen[-1][1])]):
+            bars.setdefault((index, 1.0), []).append((time, _BIN, height))
+            if until > time + 1.5 * _BIN:
+                bars.setdefault((index, 0.3), []).append((time + _BIN, until - time - _BIN, height))
+    for (index, alpha), own in bars.items():
+        begins, widths, heights = zip(*own, strict=True)
+        tint = COLOURS[index % len(COLOURS)]
+        axes.barh(heights, widths, left=begins, height=0.8, color=tint, alpha=alpha, linewidth=0)
     axes.set_ylim(-0.6, len(keys) - 0.4)
     axes.set_yticks([])
-    axes.set_ylabel(f"{len(keys)} of {len(first)} QPs" if len(first) > len(keys) else f"{len(keys)} QPs")
+    axes.set_ylabel(f"{len(keys)} of {len(every)} QPs" if len(every) > len(keys) else f"{len(keys)} QPs")
     axes.set_xlabel("time (s)")
     axes.grid(visible=False)

@@ -126,6 +126,8 @@ def test_stall_is_what_the_iteration_of_the_fault_took_longer() -> None:
     assert found["stall_s"] == pytest.approx(1.8)
     assert found["iteration_s"] == pytest.approx(1.2), "the touched one is not in the mean"
     assert "stall_s" not in reckon.iterations(rows, [])
+    longer = reckon.iterations(rows, [done(1.5, 2.4)])
+    assert longer["lost_time_s"] == pytest.approx(1.8), "3.0 and 1.2, where 1.2 is usual"
     assert reckon.iterations([], []) == {}
 
 
