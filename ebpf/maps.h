@@ -12,11 +12,11 @@
 
 #include "verdict.h"
 
-#define QPD_LAYOUT 2
+#define QPD_LAYOUT 3
 
-/* The loader sets PIN_DIR ("…/v2") and QPS_MAX on the command line. */
+/* The loader sets PIN_DIR ("…/v3") and QPS_MAX on the command line. */
 #ifndef PIN_DIR
-#define PIN_DIR "/sys/fs/bpf/qpd/v2"
+#define PIN_DIR "/sys/fs/bpf/qpd/v3"
 #endif
 #ifndef QPS_MAX
 #define QPS_MAX 131072
@@ -122,13 +122,13 @@ struct qp {
 	struct address src;         /* inner source address of the first packet */
 	struct address destination; /* outer destination address (the VTEP), or dst again without VXLAN */
 	__u32 run_psn;              /* a step back in the stream of requests: the PSN due next in it, */
-	__u16 run;                  /* … and how many packets wait for being told late or sent again */
-	__u8 rnr;                   /* 1: an RNR NAK explains the next step back */
-	__u8 pad;
+	__u8 run;            /* … and how many packets wait for being told late or sent again: WINDOW at most */
+	__u8 rnr;            /* 1: an RNR NAK explains the next step back */
+	__u16 response_gaps; /* READ responses: how many are missing, as far as 16 bits tell, */
 	__u32 gap_psn;       /* the first PSN missing here that was not sent again yet; with PSN_KNOWN */
 	__u32 run_from;      /* … and where it began */
-	__u32 response_gap;  /* READ responses: the first PSN that is missing, */
-	__u32 response_gaps; /* … and how many */
+	__u32 response_gap;  /* … from this PSN on */
+	__u32 first_psn;     /* the first request of this life of the QP number that was seen here; with PSN_KNOWN */
 };
 
 /* One next hop on one uplink. ifindex 0: unused id. */

@@ -80,9 +80,24 @@ static __always_inline void note_findings(struct qp *qp, struct counters *own, e
 
 /* --- The stream --- */
 
+/* Another QP of the same number: what was known of the one before, and with whom it spoke, is over. */
+static __always_inline void begin_life(struct qp *qp)
+{
+	qp->restarts++;
+	qp->peer_qp = 0;
+	qp->next_psn = 0;
+	qp->next_response = 0;
+	qp->acked_psn = 0;
+	qp->response_gaps = 0;
+	qp->gap_psn = 0;
+	qp->rnr = 0;
+	qp->stamp_ns = 0;
+}
+
 static __always_inline void begin_stream(struct qp *qp, const struct request *request)
 {
 	qp->next_psn = ((request->psn + request->span) & PSN_MASK) | PSN_KNOWN | (request->unsure ? STREAM_READ : 0);
+	qp->first_psn = request->psn | PSN_KNOWN;
 	qp->window = ~0ULL; /* what came before was not missed */
 	qp->run = 0;
 	qp->gap_psn = 0;
@@ -203,8 +218,8 @@ static __always_inline bool follow_stream(struct qp *qp, struct counters *own, e
 		begin_stream(qp, request);
 		return true;
 	}
-	if (ahead < PSN_HALF ? ahead > PSN_AHEAD_MAX : behind > PSN_BEHIND_MAX) {
-		qp->restarts++;
+	if (ahead < PSN_HALF ? less(ahead, slack(qp)) > PSN_AHEAD_MAX : behind > PSN_BEHIND_MAX) {
+		begin_life(qp);
 		begin_stream(qp, request);
 		return true;
 	}

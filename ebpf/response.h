@@ -11,6 +11,9 @@
 #define RESPONSE_AGAIN 0x04000000 /* which have come before */
 #define RESPONSE_ACKED 0x08000000 /* the last one was an ACK: how many PSNs it left out is not known */
 
+/* How far one answer may be beyond the one before: a message of 1 GB in packets of 4096 octets may be answered once. */
+#define ANSWERS_AHEAD_MAX 0x40000
+
 enum response_kind { READ_FIRST, READ_MIDDLE, READ_LAST, READ_ONLY, ACK, ATOMIC_ACK };
 
 /* AETH (9.5.1): bits 6 and 5 tell the kind, the rest a credit, a timer or a code. */
@@ -21,12 +24,20 @@ enum response_kind { READ_FIRST, READ_MIDDLE, READ_LAST, READ_ONLY, ACK, ATOMIC_
 #define AETH_CODE    0x1f
 #define NAK_SEQUENCE 0
 
+/* A jump that neither loss nor coalescing explains: what is answered are the requests of another QP of this number. */
+static __always_inline bool answers_anew(const struct qp *qp, __u32 psn)
+{
+	__u32 beyond = psn_distance(qp->acked_psn, psn);
+
+	return qp->acked_psn & PSN_KNOWN && beyond > ANSWERS_AHEAD_MAX && PSN_HALF * 2 - beyond > PSN_BEHIND_MAX;
+}
+
 /* Moves `acked_psn` on, if `psn` is newer. */
 static __always_inline void acknowledge(struct qp *qp, __u32 psn)
 {
 	__u32 beyond = psn_distance(qp->acked_psn, psn);
 
-	if (qp->acked_psn & PSN_KNOWN && (!beyond || (beyond >= PSN_HALF && PSN_HALF * 2 - beyond <= PSN_BEHIND_MAX)))
+	if (qp->acked_psn & PSN_KNOWN && (!beyond || beyond >= PSN_HALF))
 		return;
 	qp->acked_psn = psn | PSN_KNOWN;
 	qp->acks++;
@@ -84,7 +95,7 @@ static __always_inline void follow_read(struct qp *qp, enum response_kind kind, 
 			found->missing = state & RESPONSE_ACKED ? 1 : follows;
 		if (found->missing) {
 			qp->response_gap = (psn - found->missing) & PSN_MASK;
-			qp->response_gaps = found->missing;
+			qp->response_gaps = found->missing < 0xffff ? found->missing : 0xffff;
 		}
 	}
 	qp->next_response = ((psn + 1) & PSN_MASK) | PSN_KNOWN | (more ? RESPONSE_MORE : 0);
@@ -133,6 +144,8 @@ static __always_inline void follow_response(struct __sk_buff *skb, struct packet
 		bpf_skb_load_bytes(skb, packet->inner_udp + sizeof(struct udphdr) + sizeof(struct bth), &syndrome, 1);
 		positive = (syndrome & AETH_KIND) == AETH_ACK;
 	}
+	if (answers_anew(qp, psn))
+		begin_life(qp);
 	if (!positive) {
 		/* Names the request that was refused: those before it are acknowledged. */
 		count_nak(qp, syndrome);

@@ -78,13 +78,13 @@ QP = np.dtype(
         ("src", ADDRESS),
         ("destination", ADDRESS),
         ("run_psn", "u4"),
-        ("run", "u2"),
+        ("run", "u1"),
         ("rnr", "u1"),
-        ("pad", "V1"),
+        ("response_gaps", "u2"),
         ("gap_psn", "u4"),
         ("run_from", "u4"),
         ("response_gap", "u4"),
-        ("response_gaps", "u4"),
+        ("first_psn", "u4"),
     ]
 )
 PATH = np.dtype(

@@ -226,6 +226,33 @@ def test_what_is_told_stands_in_the_entry_and_nothing_else_changes(pair: Classif
     } == {"peer_qp"}
 
 
+@pytest.mark.parametrize("anew", [sends(0x400000), [ack(0x400000)]], ids=["requests", "answers"])
+def test_a_new_life_of_the_number_has_no_peer_yet(
+    classifier: Classifier, teller: Teller, anew: list[Packet]
+) -> None:
+    """Nor anything else of the life before, whichever of its two streams tells."""
+    classifier.fabric(uplinks(1))
+    leave(classifier, *sends(100, 101), ack(900_000))
+    teller.set_peer(FROM_A, "qps", streams.A_QP)
+    leave(classifier, *anew)
+    names = ("peer_qp", "next_psn", "acked_psn", "restarts")
+    asked = anew[0].opcode == send(0).opcode
+    assert [field(classifier, name) for name in names] == [
+        0,
+        layout.PSN_KNOWN | 0x400001 if asked else 0,
+        0 if asked else layout.PSN_KNOWN | 0x400000,
+        1,
+    ]
+
+
+def test_where_a_life_of_the_number_begins(classifier: Classifier) -> None:
+    classifier.fabric(uplinks(1))
+    leave(classifier, *sends(100, 102, 101, 99, 103))
+    assert field(classifier, "first_psn") == layout.PSN_KNOWN | 100
+    leave(classifier, *sends(0x400000, 0x400001))
+    assert field(classifier, "first_psn") == layout.PSN_KNOWN | 0x400000
+
+
 def test_a_qp_without_entry_cannot_be_told(classifier: Classifier, teller: Teller) -> None:
     classifier.fabric(uplinks(2))
     assert teller.set_peer(FROM_A, "qps", 5) is Told.NO_ENTRY

@@ -183,6 +183,7 @@ READS = [
     case("takes as many PSNs as its responses", [middle(0), read(1, 4096), read(5, 4096), send(9)]),
     case("one octet more takes one more", [middle(0), read(1, 4097), send(6)]),
     case("of nothing takes one", [middle(0), read(1, 0), send(2)]),
+    case("one of 1 GB, path MTU not known, is no new life", [send(0), read(1, 1 << 30), send(1 + (1 << 20))]),
     case("a loss after it is seen", [middle(0), read(1, 4096), send(6)], missing=1),
     case("path MTU not known: nothing is missing that may be its own", [send(0), read(1, 4096), send(5)]),
     case("path MTU not known: what it cannot take is missing", [send(0), read(1, 1024), send(6)], missing=1),
@@ -235,6 +236,10 @@ RESPONSES = [
     case("lost behind, and requested again", answers(0, 9) + answers(4, 9) + answers(10, 13),
          retransmitted=6, go_backs=1, lost_behind=1),
     case("an atomic's sent again", [atomic_ack(0), atomic_ack(1), atomic_ack(1), atomic_ack(2)], retransmitted=1),
+    case("one ACK of a whole message of 1 GB", [ack(0), ack(0x40000), ack(0x40001)]),
+    case("a new life of the QP number, ahead", answers(0, 3) + answers(0x300000, 0x300003), restarts=1),
+    case("a new life of the QP number, behind", [*answers(0x300000, 0x300003), atomic_ack(0)], restarts=1),
+    case("a new life in the midst of a READ's", [*answers(0, 9)[:4], ack(0x600000), ack(0x600001)], restarts=1),
 ]  # fmt: skip
 
 
