@@ -205,7 +205,8 @@ class FabricSection(_Section):
     """What the experiment runs on."""
 
     topology: Path
-    """A containerlab topology file or its directory; relative to the experiment file."""
+    """A containerlab topology file or its directory, or a description for `qplab generate`, of which the lab is made
+    beside the results; relative to the experiment file."""
     bfd: Timers = (100, 3)
     """BFD timers of the links that faults touch."""
     deadline: Annotated[float, Field(gt=0, le=3600)] = 120.0

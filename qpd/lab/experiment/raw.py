@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,17 @@ def load(directory: Path) -> dict[str, list[Row]]:
     Raises:
         LabError: where a table is not there.
     """
-    return {name: list(_rows(directory / DIRECTORY / f"{name}.csv")) for name in TABLES}
+    return {
+        name: list(_rows(directory / DIRECTORY / f"{name}.csv", columns)) for name, columns in TABLES.items()
+    }
 
 
-def _rows(file: Path) -> Iterable[Row]:
+def _rows(file: Path, columns: Sequence[str]) -> Iterable[Row]:
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
-                yield {key: _value(key, text) for key, text in row.items()}
+                # A run of an older release lacks what is measured since.
+                yield dict.fromkeys(columns) | {key: _value(key, text) for key, text in row.items()}
     except OSError as error:
         raise LabError(f"{file}: {error.strerror}; give the directory of a run of `qplab run`") from error
 

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from qpd.lab import labfolder
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import machine, raw
 from qpd.lab.experiment.model import Experiment
@@ -54,7 +55,7 @@ def run(
         write_meta()
         Runner(experiment, fabric, directory, on_end=on_end).run()
     else:
-        own = Fabric.load(experiment.topology, f"qpx-{os.getpid()}")
+        own = Fabric.load(topology_of(experiment, directory), f"qpx-{os.getpid()}")
         own.check_free()
         try:
             own.up(qpd=False, deadline=experiment.fabric.deadline, progress=progress)
@@ -70,6 +71,18 @@ def run(
             own.down()
     write_meta()
     return redraw(directory)
+
+
+def topology_of(experiment: Experiment, directory: Path) -> Path:
+    """The experiment's topology; where it is a description for `qplab generate`, the lab is made in the directory.
+
+    Raises:
+        LabError: where the description is wrong.
+    """
+    source = experiment.topology
+    if source.is_dir() or ".clab." in source.name:
+        return source
+    return labfolder.make(source, directory / "fabric", force=True)[1]
 
 
 def redraw(directory: Path) -> dict[str, Any]:

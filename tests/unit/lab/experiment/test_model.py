@@ -8,6 +8,7 @@ import pytest
 
 from qpd.lab import topology
 from qpd.lab.experiment.model import NO_BFD, ConstantRate, Steering, read
+from qpd.lab.experiment.run import topology_of
 from qpd.lab.experiment.runner import plans
 from qpd.lab.workload import Workload
 from qpd.yamlfile import SettingsError
@@ -118,9 +119,9 @@ def test_a_workload_is_one_of_the_labs_or_a_profile_of_it(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
 @pytest.mark.parametrize("small", [False, True], ids=["whole", "small"])
-def test_ready_experiments_fit_their_labs(file: Path, small: bool) -> None:
+def test_ready_experiments_fit_their_labs(file: Path, small: bool, tmp_path: Path) -> None:
     experiment = read(file, small=small)
-    lab = topology.load(experiment.topology)
+    lab = topology.load(topology_of(experiment, tmp_path))
     for point in experiment.points():
         point.experiment.faults.check(lab)
         assert set(point.experiment.workload.hosts) <= set(lab.nodes)

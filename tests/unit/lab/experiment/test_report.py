@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -157,6 +158,16 @@ def test_raw_data_are_read_back_as_they_were(directory: Path) -> None:
     assert found["loads"][1]["tx_bytes"] == 2000
     with pytest.raises(LabError, match=r"trials\.csv: No such file.*give the directory of a run"):
         raw.load(directory / "raw")
+
+
+def test_a_run_of_an_older_release_lacks_what_is_measured_since(directory: Path) -> None:
+    file = directory / "raw" / "trials.csv"
+    rows = list(csv.reader(file.read_text().splitlines()))
+    at = rows[0].index("lost_time_s")
+    with file.open("w", newline="") as old:
+        csv.writer(old).writerows([*row[:at], *row[at + 1 :]] for row in rows)
+    assert raw.load(directory)["trials"][0]["lost_time_s"] is None
+    assert redraw(directory)["trials"]["done"] == 7
 
 
 def test_the_summary_has_intervals_and_savings_and_names_what_failed(directory: Path) -> None:
