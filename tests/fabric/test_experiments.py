@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qpd.kernel import bpf
+from qpd.kernel.bpf import MapType
 from qpd.lab import topology, wan
 from qpd.lab.errors import LabError
-from qpd.lab.experiment import raw
+from qpd.lab.experiment import raw, shelf
 from qpd.lab.experiment.model import read
 from qpd.lab.experiment.run import run
 from qpd.lab.fabric import Fabric
@@ -73,6 +79,74 @@ def test_distribution(small: Small) -> None:
     assert same == [(row["trial"], row["condition"]) for row in tables["trials"][: len(same)]]
     for trial, _ in same:
         assert paths(again, trial) == paths(tables, trial)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        (MapType.LRU_HASH, 0),
+        (MapType.HASH, 0),
+        (MapType.LPM_TRIE, 1),
+        (MapType.ARRAY, 0),
+        (MapType.PERCPU_ARRAY, 0),
+    ],
+)
+def test_an_emptied_map_is_as_a_new_one(kind: MapType, flags: int) -> None:
+    """What a trial has placed and counted does not reach the next, which uses the same compiled classifier."""
+    width = 8 * shelf.possible_cpus() if kind is MapType.PERCPU_ARRAY else 8
+    keys = [
+        number.to_bytes(4, "little") + bytes(4) for number in (32, 2, 7)
+    ]  # an LPM key begins with its length
+    size = 8 if kind is MapType.LPM_TRIE else 4
+    fd = bpf.map_create(kind, size, 8, 64, flags=flags)
+    try:
+        for key in keys:
+            bpf.update(fd, key[:size], b"\xff" * width)
+        shelf.empty(fd)
+        for key in keys:
+            found = bpf.lookup(fd, key[:size], width)
+            assert found == (bytes(width) if kind in {MapType.ARRAY, MapType.PERCPU_ARRAY} else None)
+    finally:
+        os.close(fd)
+
+
+def test_an_emptied_ring_has_nothing_to_read() -> None:
+    """Records that no daemon has read would tell the next one of queue pairs that it has never seen."""
+    ring = bpf.map_create(MapType.RINGBUF, 0, 0, 4096)
+    program = bpf.prog_load(_writes_a_record(ring))
+    page = mmap.PAGESIZE
+    try:
+        bpf.prog_test_run(program, bytes(64))
+        with (
+            contextlib.closing(mmap.mmap(ring, page)) as consumer,
+            contextlib.closing(mmap.mmap(ring, page, prot=mmap.PROT_READ, offset=page)) as producer,
+        ):
+            assert consumer[:8] != producer[:8]
+            shelf.empty(ring)
+            assert consumer[:8] == producer[:8]
+    finally:
+        os.close(program)
+        os.close(ring)
+
+
+def _writes_a_record(ring: int) -> list[int]:
+    """Instructions of bpf_ringbuf_output(ring, 8 zero octets of the stack, 8, 0); return 0."""
+    steps = [
+        (0x7A, 10, 0, -8, 0),  # *(u64 *)(r10 - 8) = 0
+        (0x18, 1, 1, 0, ring),  # r1 = the map of this descriptor
+        (0x00, 0, 0, 0, 0),
+        (0xBF, 2, 10, 0, 0),  # r2 = r10
+        (0x07, 2, 0, 0, -8),  # r2 += -8
+        (0xB7, 3, 0, 0, 8),  # r3 = 8
+        (0xB7, 4, 0, 0, 0),  # r4 = 0
+        (0x85, 0, 0, 0, 130),  # call bpf_ringbuf_output
+        (0xB7, 0, 0, 0, 0),  # r0 = 0
+        (0x95, 0, 0, 0, 0),  # exit
+    ]
+    text = b"".join(
+        struct.pack("=BBhi", code, dst | src << 4, offset, value) for code, dst, src, offset, value in steps
+    )
+    return list(struct.unpack(f"={len(steps)}Q", text))
 
 
 def test_failover(small: Small) -> None:

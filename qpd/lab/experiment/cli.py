@@ -62,6 +62,9 @@ def run(  # noqa: PLR0917 - one parameter an option
     target = directory or Path("results") / f"{experiment.name}-{now:%Y%m%d-%H%M%S}"
     fabric = Fabric.attach(lab) if lab is not None else None
     before = signal.signal(signal.SIGTERM, _interrupt)
+    # A shell's background jobs ignore Ctrl-C, and SIGTERM would be ignored with it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=err, transient=True) as bar:

@@ -16,6 +16,7 @@ from qpd.lab.experiment import drive, reckon, seeds, steered, tiers
 from qpd.lab.experiment.model import Condition, ConstantRate, Experiment, FabricSection, Limit, Point
 from qpd.lab.experiment.observation import Observation
 from qpd.lab.experiment.raw import Trial, Writer
+from qpd.lab.experiment.shelf import Shelf
 from qpd.lab.fabric import DEFAULT_BFD, Fabric
 from qpd.lab.faults import Schedule
 from qpd.lab.topology import Link
@@ -96,6 +97,7 @@ class Runner:
         self._rebuild = rebuild
         self._timers: dict[Link, tuple[int, int]] = {}
         self._limit: Limit | None = None
+        self._shelf = Shelf()
         self._own_shapes = {link: fabric.shape(link.a) for link in fabric.topology.inter_site_links}
 
     def run(self) -> int:
@@ -106,6 +108,7 @@ class Runner:
             for plan in plans(self.experiment):
                 failed += not self._one(plan)
         finally:
+            self._shelf.close()
             self._shape(None)
             self.fabric.restore()
             self.fabric.reseed(self.fabric.state.seed)
@@ -178,6 +181,7 @@ class Runner:
                 raise
             self._rebuild()
             self._limit = None
+            self._shelf.close()
 
     def _seed(self, plan: Plan) -> int:
         return seeds.trial_seed(self.experiment.seed, plan.repetition)
@@ -195,7 +199,7 @@ class Runner:
         leaves = list(dict.fromkeys(topology.leaf_of(host) for host in workload.hosts))
         groups = tiers.groups(topology, workload.hosts)
         memory = None
-        with steered.steered(fabric, condition, leaves, seed) as daemons:
+        with steered.steered(fabric, condition, leaves, seed, self._shelf) as daemons:
 
             async def body() -> tuple[Observation, drive.Outcome]:
                 observation = Observation(fabric, groups)

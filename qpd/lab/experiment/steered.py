@@ -13,6 +13,7 @@ from qpd.lab import namespaces
 from qpd.lab.errors import LabError
 from qpd.lab.experiment.hostport import HostPorts
 from qpd.lab.experiment.model import Condition, Limit
+from qpd.lab.experiment.shelf import Shelf
 from qpd.lab.fabric import Fabric
 from qpd.lab.topology import Endpoint, Link
 
@@ -23,11 +24,14 @@ _AT_ONCE = 4
 
 
 @contextlib.contextmanager
-def steered(fabric: Fabric, condition: Condition, leaves: Sequence[str], seed: int) -> Iterator[list[str]]:
+def steered(
+    fabric: Fabric, condition: Condition, leaves: Sequence[str], seed: int, shelf: Shelf
+) -> Iterator[list[str]]:
     """The fabric as the condition wants it, for the time of a `with` block; gives the nodes where qpd runs.
 
     qpd starts anew for each trial and takes its traces away at the end: what an earlier trial has placed must not
-    count in the next. All hosts' packets get flow hashes that follow from the seed.
+    count in the next. Only its compiled classifier waits on the shelf. All hosts' packets get flow hashes that follow
+    from the seed.
     """
     fabric.reseed(seed)
     ports = HostPorts(
@@ -44,9 +48,11 @@ def steered(fabric: Fabric, condition: Condition, leaves: Sequence[str], seed: i
         for first in range(0, len(nodes), _AT_ONCE):
             together = nodes[first : first + _AT_ONCE]
             for node in together:
+                shelf.give(fabric.state.pins / node)
                 fabric.start_qpd(node, settings, wait=False)
             for node in together:
                 fabric.wait_qpd(node, QPD_DEADLINE)
+                shelf.keep(fabric.state.pins / node)
         yield nodes
     finally:
         ports.close()
