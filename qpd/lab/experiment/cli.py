@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qpd.lab.errors import LabError
-from qpd.lab.experiment import model
+from qpd.lab.experiment import model, raw
 from qpd.lab.experiment.measures import BY_NAME
+from qpd.lab.experiment.repeat import Common, common
 from qpd.lab.experiment.run import SUMMARY, redraw
 from qpd.lab.experiment.run import run as run_experiment
 from qpd.lab.experiment.runner import Ended, plans
@@ -156,8 +157,27 @@ def compare(
         shown = (measure.show(found.one.mean), measure.show(found.other.mean))
         table.add_row(found.sweep, found.condition, measure.axis, *shown, words[found.agrees])
     out.print(table)
+    if first["experiment"]["seed"] == second["experiment"]["seed"]:
+        _tell_common(common(raw.load(one), raw.load(other)))
     if any(found.agrees is False for found in differences):
         raise typer.Exit(1)
+
+
+def _tell_common(by_condition: dict[str, Common]) -> None:
+    out.print("\nBoth have the same seed:")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in (
+        "condition",
+        "trials",
+        "same queue pairs and ports",
+        "same times of faults",
+        "queue pairs on the same uplink",
+    ):
+        table.add_column(head)
+    for condition, found in by_condition.items():
+        paths = f"{found.same_path} of {found.seen}"
+        table.add_row(condition, str(found.trials), str(found.queue_pairs), str(found.fault_times), paths)
+    out.print(table)
 
 
 def _summary(directory: Path) -> dict[str, Any]:

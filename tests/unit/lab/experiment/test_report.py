@@ -16,6 +16,7 @@ import pytest
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import raw
 from qpd.lab.experiment.measures import BY_NAME
+from qpd.lab.experiment.repeat import Common, common
 from qpd.lab.experiment.report.page import page
 from qpd.lab.experiment.report.plots import Data, all_plots
 from qpd.lab.experiment.run import META, SUMMARY, redraw
@@ -199,6 +200,21 @@ def test_two_runs_are_compared_by_their_intervals(directory: Path) -> None:
         changed["groups"][0]["measures"]["communication_s"][name] *= 2
     wrong = [(one.condition, one.measure) for one in compare(summary, changed) if one.agrees is False]
     assert wrong == [("ecmp-ports", "communication_s")]
+
+
+def test_two_runs_of_one_seed_are_compared_trial_by_trial(directory: Path) -> None:
+    one, other = raw.load(directory), raw.load(directory)
+    found = common(one, other)
+    assert found == {name: Common(3, 3, 3, 6, 6) for name in CONDITIONS}, (
+        "two queue pairs in each of three trials"
+    )
+    other["faults"][0]["planned_s"] = 0.6
+    other["qps"][0]["source_port"] = 1
+    for row in other["paths"]:
+        if row["trial"] == 0 and row["qp"] == 9:
+            row["link"] = "leaf1:eth2"
+    assert common(one, other)["ecmp-ports"] == Common(3, 2, 2, 5, 6)
+    assert common(one, other)["balanced"] == found["balanced"]
 
 
 class Page(HTMLParser):
