@@ -307,7 +307,7 @@ topology:
     privileged: false
   groups:
     spine:
-      image: ${{QPLAB_LEAF_IMAGE:={image}}}
+      image: ${{QPLAB_SPINE_IMAGE:={image}}}
       entrypoint: sh /etc/qplab/start-frr.sh
       cap-add: &frr [NET_ADMIN, SYS_ADMIN]
       healthcheck: &answers

@@ -1,8 +1,7 @@
-"""The engine, the images, containerlab and the two-dc lab: each made once a session, all removed at its end."""
+"""The engine, the images, containerlab and the labs: each made once a session, all removed at its end."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from . import clab, images
+from .choice import Choice, ChoiceError, of_this_machine
 from .engine import Engine
 from .lab import ContainerLab
 
 WORK = images.REPOSITORY / "build/container"
 """What may be kept from session to session: images, layers, containerlab's binary."""
-LAB = images.REPOSITORY / "deploy/containerlab/two-dc/two-dc.clab.yml"
 
 
 @pytest.fixture(scope="session")
@@ -37,35 +36,38 @@ def engine(containerlab_build: Future[Path]) -> Iterator[Engine]:
         made.stop()
 
 
-MANY_CORES = 4
-SECOND_AND_THIRD = [
-    f"dc{site}-{kind}{number}" for site in (1, 2) for kind in ("leaf", "host") for number in (2, 3)
-]
-
-
-def left_out() -> list[str]:
-    """Grafana, whose image only a registry has; on a small machine all leaves but one a site, and their hosts."""
-    return ["grafana", *(SECOND_AND_THIRD if (os.cpu_count() or 1) < MANY_CORES else ())]
-
-
 @pytest.fixture(scope="session")
-def lab(engine: Engine, containerlab_build: Future[Path]) -> Iterator[ContainerLab]:
-    """The two-dc lab, deployed by containerlab, but for `left_out`."""
+def lab(
+    request: pytest.FixtureRequest, engine: Engine, containerlab_build: Future[Path]
+) -> Iterator[ContainerLab]:
+    """Each lab of QPDT_LABS in turn, deployed by containerlab."""
+    choice: Choice = request.param
     try:
         binary = containerlab_build.result()
     except clab.UnavailableError as reason:
         pytest.skip(str(reason))
     variables = {
-        "QPLAB_LEAF_IMAGE": images.LEAF,
+        "QPLAB_SPINE_IMAGE": images.leaf(engine, WORK, choice.spines),
+        "QPLAB_LEAF_IMAGE": images.leaf(engine, WORK, choice.leaves),
         "QPLAB_HOST_IMAGE": images.LEAF,
         "QPLAB_QPD_IMAGE": images.QPD,
         "QPLAB_PROMETHEUS_IMAGE": images.PROMETHEUS,
     }
     if not engine.knows_capability("BPF", images.LEAF):
         variables |= {"QPLAB_CAP_BPF": "SYS_ADMIN", "QPLAB_CAP_PERFMON": "NET_RAW"}
-    made = ContainerLab(engine, binary, LAB, variables, left_out())
+    made = ContainerLab(engine, binary, choice.file, variables, choice.left_out())
     try:
         made.deploy()
         yield made
     finally:
         made.destroy()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that take `lab` run for each one that QPDT_LABS names."""
+    if "lab" in metafunc.fixturenames:
+        try:
+            choices = of_this_machine()
+        except ChoiceError as error:
+            raise pytest.UsageError(str(error)) from None
+        metafunc.parametrize("lab", choices, ids=str, indirect=True, scope="session")

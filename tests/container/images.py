@@ -21,40 +21,65 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 def build_all(engine: Engine, work: Path) -> None:
     """Build base, qpd and leaf, and a Prometheus for the lab; what the engine still has is not made anew."""
-    if not engine.docker("images", "--quiet", BASE).stdout.strip():
-        _build_base(engine, work)
+    if not _has(engine, BASE):
+        system = platform.freedesktop_os_release()
+        _build_base(engine, work, BASE, system["VERSION_CODENAME"], system["ID"])
     secrets = _secrets(work)
     for target, name in (("leaf", LEAF), ("qpd", QPD)):
-        _build(engine, REPOSITORY / "Dockerfile", REPOSITORY, name, f"--target={target}", *secrets)
-    _build(engine, Path(__file__).with_name("prometheus.Dockerfile"), Path(__file__).parent, PROMETHEUS)
+        _build(engine, REPOSITORY / "Dockerfile", REPOSITORY, BASE, name, f"--target={target}", *secrets)
+    _build(engine, Path(__file__).with_name("prometheus.Dockerfile"), Path(__file__).parent, BASE, PROMETHEUS)
 
 
-def _build(engine: Engine, file: Path, context: Path, name: str, *options: str) -> None:
+def leaf(engine: Engine, work: Path, release: str) -> str:
+    """The name of an image of the target `leaf` with a Debian release's FRR, built where it is not there yet.
+
+    Args:
+        engine: what holds the images.
+        work: where a base is made.
+        release: such as `trixie`; empty: this machine's own.
+    """
+    if not release:
+        return LEAF
+    base, name = f"{BASE}-{release}", f"{LEAF}-{release}"
+    if not _has(engine, base):
+        _build_base(engine, work, base, release, "debian")
+    _build(engine, REPOSITORY / "Dockerfile", REPOSITORY, base, name, "--target=leaf", *_secrets(work))
+    return name
+
+
+def _has(engine: Engine, image: str) -> bool:
+    return bool(engine.docker("images", "--quiet", image).stdout.strip())
+
+
+def _build(engine: Engine, file: Path, context: Path, base: str, name: str, *options: str) -> None:
     proxies = [f"--build-arg={word}" for word in PROXIES if word in os.environ]
     engine.docker(
-        "build", "--progress=plain", "--network=host", f"--build-arg=BASE={BASE}", *proxies, *options,
+        "build", "--progress=plain", "--network=host", f"--build-arg=BASE={base}", *proxies, *options,
         f"--file={file}", f"--tag={name}", str(context), timeout=BUILD,
     )  # fmt: skip
 
 
-def _build_base(engine: Engine, work: Path) -> None:
-    """This machine's own release, from where it has its packages from."""
-    release = platform.freedesktop_os_release()
-    suite, origin = release["VERSION_CODENAME"], release["ID"]
+def _mirror(distribution: str) -> list[str]:
+    """From where this machine has its packages, where they are this distribution's: one URI, or none."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(RELEASE) $(ORIGIN) $(REPO_URI)", "Identifier: Packages"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    sources = [line.split() for line in listed]
-    mirrors = [words[2] for words in sources if words[:2] == [suite, origin.capitalize()]]
+    wanted = [platform.freedesktop_os_release()["VERSION_CODENAME"], distribution.capitalize()]
+    return [words[2] for words in map(str.split, listed) if words[:2] == wanted][:1]
+
+
+def _build_base(engine: Engine, work: Path, name: str, release: str, distribution: str) -> None:
+    """Import a minimal system of a distribution's release, such as bookworm and debian."""
     root = work / "base"
     subprocess.run(["rm", "-rf", "--one-file-system", str(root)], check=True)
     made = subprocess.run(
         [
             "debootstrap", "--variant=minbase", "--include=ca-certificates",
-            f"--components={'main,universe' if origin == 'ubuntu' else 'main'}", suite, str(root), *mirrors[:1],
+            f"--components={'main,universe' if distribution == 'ubuntu' else 'main'}",
+            release, str(root), *_mirror(distribution),
         ],
         check=False,
         capture_output=True,
@@ -63,7 +88,7 @@ def _build_base(engine: Engine, work: Path) -> None:
     )  # fmt: skip
     assert made.returncode == 0, " | ".join(made.stdout.splitlines()[-3:])
     with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as archive:
-        engine.docker("import", "-", BASE, stdin=archive.stdout, timeout=300)
+        engine.docker("import", "-", name, stdin=archive.stdout, timeout=300)
     subprocess.run(["rm", "-rf", "--one-file-system", str(root)], check=True)
 
 

@@ -130,6 +130,13 @@ class ContainerLab(Fabric):
         assert beside is not None
         return Path(f"/sys/fs/bpf/qplab/clab-{self.topology.name}/{beside.name}")
 
+    def last_words(self, leaf: str) -> str:
+        """The last line that the qpd beside a leaf has said."""
+        beside = self.topology.sidecar(leaf)
+        assert beside is not None
+        said = self.engine.docker("logs", "--tail=1", beside.name, check=False)
+        return (said.stdout + said.stderr).strip()
+
     def inspect(self, container: str, what: str) -> str:
         """A field of `docker inspect`, as a Go template names it."""
         return self.engine.docker("inspect", "--format", f"{{{{{what}}}}}", container).stdout.strip()
