@@ -288,17 +288,7 @@ class Fabric:
 
     def start_frr(self, limit: float) -> None:
         """Start FRR on every router and give it its configuration; `limit` is a reading of time.monotonic()."""
-        instances = list(self.frr.values())
-        for instance in instances:
-            instance.prepare()
-            # Its clients retry after ten seconds only: zebra must be there first.
-            instance.start("mgmtd", "zebra")
-        for instance in instances:
-            _wait_for(instance.sockets / "zserv.api", limit, f"{instance.node}: zebra; see {instance.logs}")
-            instance.start(*(name for name in instance.daemons() if name not in {"mgmtd", "zebra"}))
-        frr.wait_answers(instances, limit)
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(frr.Instance.configure, instances))
+        frr.bring_up(self.frr.values(), limit)
 
     # -- convergence ------------------------------------------------------------------------------------------------
 
@@ -433,7 +423,7 @@ class Fabric:
 
     def cut(self, link: Link, side: str | None = None) -> None:
         """Set a link down at one node (by default the first of the file); both ends lose carrier."""
-        end = link.end(side) if side else link.a
+        end = link.cut_at(side)
         self._hurt.add(link)
         self.exec(end.node, "ip", "link", "set", end.interface, "down")
 
@@ -451,12 +441,12 @@ class Fabric:
         wide-area link loses by itself.
         """
         self._hurt.add(link)
-        for end in [link.end(towards)] if towards else list(link.ends):
+        for end in link.receivers(towards):
             self._set_loss(end, probability)
 
     def stop_losing(self, link: Link, towards: str | None = None) -> None:
         """Undo `lose`, and nothing else, both ways or one."""
-        for end in [link.end(towards)] if towards else list(link.ends):
+        for end in link.receivers(towards):
             self._set_loss(end, 0.0)
 
     def _set_loss(self, end: Endpoint, probability: float) -> None:
@@ -624,10 +614,3 @@ def _silent(_line: str) -> None:
 def _gateway(hop: Mapping[str, Any]) -> str:
     via = hop.get("via")
     return str(via["host"]) if isinstance(via, Mapping) else str(hop.get("gateway", ""))
-
-
-def _wait_for(file: Path, limit: float, what: str) -> None:
-    while not file.exists():
-        if time.monotonic() > limit:
-            raise LabError(f"{what}: {file} does not appear")
-        time.sleep(0.02)

@@ -76,8 +76,7 @@ class Loss(Fault):
         _end(link, self.towards, "towards")
         if not 0 < self.percent <= 100:
             raise LabError(f"loss: percent: {self.percent:g}: give more than 0, at most 100")
-        ends = [link.end(self.towards)] if self.towards else list(link.ends)
-        return frozenset(f"what arrives at {end}" for end in ends)
+        return frozenset(f"what arrives at {end}" for end in link.receivers(self.towards))
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,7 @@ class Delay(Fault):
             raise LabError(f"delay: ms: {self.ms:g}: give more than 0, at most 10000")
         if not 0 <= self.jitter_ms <= self.ms:
             raise LabError(f"delay: jitter_ms: {self.jitter_ms:g}: give 0 to the delay's {self.ms:g}")
-        ends = [link.other(self.towards)] if self.towards else list(link.ends)
-        return frozenset(f"delay from {end}" for end in ends)
+        return frozenset(f"delay from {end}" for end in link.senders(self.towards))
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ import json
 import shlex
 import shutil
 import subprocess
-import time
-from collections.abc import Iterable
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from qpd.lab import namespaces
 from qpd.lab.errors import LabError
 from qpd.lab.processes import Records
+from qpd.lab.waiting import wait_until
 
 BINARIES = Path("/usr/lib/frr")
 SOCKETS = Path("/var/run/frr")
@@ -25,6 +26,7 @@ FRR_CONF, DAEMONS, VTYSH_CONF = (f"/etc/frr/{name}" for name in ("frr.conf", "da
 
 _ORDER = ("mgmtd", "zebra", "staticd", "bfdd", "bgpd")
 """mgmtd before all (FRR 9 and later configures zebra through it), zebra before its clients."""
+_FIRST = _ORDER[:2]
 
 _REALTIME = ("chrt", "-f", "50")
 """bfdd answers within milliseconds or declares its peers down: it goes before everything else on a busy machine."""
@@ -136,17 +138,19 @@ class Instance:
         if daemon not in self.daemons():
             raise LabError(f"{self.node}: {daemon} is none of its daemons: {', '.join(self.daemons())}")
         self.start(daemon)
-        while not self._answers_vtysh(daemon):
-            if time.monotonic() > limit:
-                raise LabError(f"{self.node}: {daemon} does not answer; see {self.logs}")
-            time.sleep(0.05)
+        wait_until(
+            lambda: daemon in self._answering(),
+            limit,
+            f"{self.node}: {daemon} does not answer; see {self.logs}",
+        )
         self.configure(daemon)
 
-    def _answers_vtysh(self, daemon: str) -> bool:
+    def _answering(self) -> set[str]:
+        """The daemons that answer vtysh."""
         try:
-            return daemon in self.vtysh("show daemons").split()
+            return set(self.vtysh("show daemons", timeout=_START_PATIENCE).split())
         except LabError:  # no daemon of the node answers yet
-            return False
+            return set()
 
     def configure(self, daemon: str | None = None) -> None:
         """Let vtysh give the node's frr.conf to its daemons, or to one of them.
@@ -155,11 +159,10 @@ class Instance:
             LabError: where a daemon refuses, or does not answer (vtysh would drop its part and say nothing).
         """
         wanted = self.daemons().keys() if daemon is None else {daemon}
-        missing = wanted - set(self.vtysh("show daemons", timeout=_START_PATIENCE).split())
+        missing = wanted - self._answering()
         if missing:
-            raise LabError(
-                f"{self.node}: {', '.join(sorted(missing))} does not answer vtysh; see {self.logs}"
-            )
+            names = ", ".join(sorted(missing))
+            raise LabError(f"{self.node}: {names} does not answer vtysh; see {self.logs}")
         only = [] if daemon is None else ["-d", daemon]
         command = ["vtysh", "-N", self.name, *only, "-b"]
         try:
@@ -220,10 +223,23 @@ def _hostname(name: str) -> list[str]:
     return ["unshare", "--uts", "--", "sh", "-c", 'hostname "$0" && exec "$@"', name]
 
 
-def wait_answers(instances: Iterable[Instance], deadline: float) -> None:
-    """Wait until all daemons answer; `deadline` is a reading of time.monotonic()."""
+def bring_up(instances: Collection[Instance], limit: float) -> None:
+    """Start FRR on these nodes, whose daemons do not run, and configure it; `limit` is a reading of time.monotonic().
+
+    Raises:
+        LabError: where a daemon does not answer in time, or refuses its configuration.
+    """
     for instance in instances:
-        while not instance.answers():
-            if time.monotonic() > deadline:
-                raise LabError(f"{instance.node}: FRR's daemons do not answer; see {instance.logs}")
-            time.sleep(0.02)
+        instance.prepare()
+        instance.start(*_FIRST)
+    for instance in instances:
+        # Its clients retry after ten seconds only, and a bfdd that misses bgpd's sessions never hears of them again.
+        zebra = instance.sockets / "zserv.api"
+        wait_until(zebra.exists, limit, f"{instance.node}: zebra does not answer; see {instance.logs}")
+        instance.start(*(name for name in instance.daemons() if name not in _FIRST))
+    for instance in instances:
+        wait_until(
+            instance.answers, limit, f"{instance.node}: FRR's daemons do not answer; see {instance.logs}"
+        )
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(Instance.configure, instances))

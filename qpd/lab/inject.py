@@ -16,12 +16,15 @@ from functools import singledispatchmethod
 from pathlib import Path
 from typing import Any
 
-from qpd.lab import faults, rtnetlink, wan
+from qpd.lab import faults, frr, rtnetlink, wan
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import Fabric
 from qpd.lab.faults import Fault, Schedule, Step
 from qpd.lab.processes import Identity, end
 from qpd.lab.topology import Endpoint, Link
+
+_PATIENCE = 90.0
+"""Seconds for a router's FRR to start."""
 
 OnStep = Callable[[Step, int, int], None]
 """Called after each step with it and two readings of time.monotonic_ns(): when it began, and when it was done."""
@@ -108,11 +111,11 @@ class Injector:
 
     @_do.register
     def _(self, fault: faults.Cut) -> None:
-        self._set_up([self._cut_end(fault)], up=False)
+        self._set_up([self._link(fault.link).cut_at(fault.side)], up=False)
 
     @_undo.register
     def _(self, fault: faults.Cut) -> None:
-        self._set_up([self._cut_end(fault)], up=True)
+        self._set_up([self._link(fault.link).cut_at(fault.side)], up=True)
 
     @_do.register
     def _(self, fault: faults.Partition) -> None:
@@ -132,12 +135,12 @@ class Injector:
 
     @_do.register
     def _(self, fault: faults.Delay) -> None:
-        for port in self._late_ports(fault):
+        for port in self._link(fault.link).senders(fault.towards):
             self.fabric.apply_shape(port, self.fabric.shape(port).later(fault.ms, fault.jitter_ms))
 
     @_undo.register
     def _(self, fault: faults.Delay) -> None:
-        for port in self._late_ports(fault):
+        for port in self._link(fault.link).senders(fault.towards):
             self.fabric.apply_shape(port, self.fabric.shape(port))
 
     @_do.register
@@ -149,8 +152,9 @@ class Injector:
     @_undo.register
     def _(self, fault: faults.Reboot) -> None:
         self._set_up(self._ports(fault.node), up=True)
-        for daemon in self._daemons(fault.node):
-            self.fabric.start_daemon(fault.node, daemon)
+        frr.bring_up([self.fabric.router(fault.node)], time.monotonic() + _PATIENCE)
+        if faults.QPD in self._daemons(fault.node):
+            self.fabric.start_daemon(fault.node, faults.QPD)
 
     @_do.register
     def _(self, fault: faults.Stop) -> None:
@@ -178,14 +182,6 @@ class Injector:
 
     def _link(self, words: str) -> Link:
         return self.fabric.link(*words.split())
-
-    def _cut_end(self, fault: faults.Cut) -> Endpoint:
-        link = self._link(fault.link)
-        return link.end(fault.side) if fault.side else link.a
-
-    def _late_ports(self, fault: faults.Delay) -> list[Endpoint]:
-        link = self._link(fault.link)
-        return [link.other(fault.towards)] if fault.towards else list(link.ends)
 
     def _ports(self, node: str) -> list[Endpoint]:
         return [link.end(node) for link in self.fabric.topology.links_of(node)]

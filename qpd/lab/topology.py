@@ -114,6 +114,18 @@ class Link:
         """The end that is not at `node`."""
         return self.b if self.end(node) == self.a else self.a
 
+    def receivers(self, towards: str | None) -> tuple[Endpoint, ...]:
+        """The ends at which what goes towards this node arrives; both where none is named."""
+        return (self.end(towards),) if towards else self.ends
+
+    def senders(self, towards: str | None) -> tuple[Endpoint, ...]:
+        """The ends that send what goes towards this node; both where none is named."""
+        return (self.other(towards),) if towards else self.ends
+
+    def cut_at(self, side: str | None) -> Endpoint:
+        """The end that is set down to cut the link: at this node, or the first in the file."""
+        return self.end(side) if side else self.a
+
     def __str__(self) -> str:
         return f"{self.a}--{self.b}"
 

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from qpd.kernel.fib import TABLE
 from qpd.kernel.maps import Maps
 from qpd.kernel.pins import Pins
+from qpd.lab import frr
 from qpd.lab.fabric import Fabric
 from qpd.lab.namespaces import inside
 from qpd.lab.traffic import Flow, Traffic
@@ -455,14 +457,8 @@ def test_frr_daemon_killed_and_back(leaf: Guarded, daemon: str) -> None:
         try:
             await eventually(lambda: None if told("frr-lost", since) else f"{leaf.kinds(since)}")
         finally:
-            await asyncio.to_thread(instance.start, daemon)
-            await eventually(lambda: None if instance.answers() else f"{daemon} does not answer")
-            await asyncio.to_thread(instance.configure)
-        await asyncio.to_thread(fabric.wait_converged, 60.0)
-        await eventually(lambda: None if told("frr-back", since) else f"{leaf.kinds(since)}")
-        await leaf.whole()
-        assert set(leaf.homes().items()) == set(homes.items())
-        assert not {"limit-reached", "uplink-detached", "path-gone"} & set(leaf.kinds(since))
+            await asyncio.to_thread(instance.restart, daemon, time.monotonic() + 60.0)
+        await back_at_home(leaf, {daemon}, since, homes)
 
     def told(kind: str, since: int) -> bool:
         return daemon in leaf.frr_told(kind, since)
@@ -487,19 +483,16 @@ def test_frr_restarted(leaf: Guarded) -> None:
         finally:
             for daemon in reversed(instance.daemons()):
                 await asyncio.to_thread(fabric.records.end, f"{leaf.name}.{daemon}")
-            # zebra first, as watchfrr does it: who finds no zebra tries again after ten seconds only.
-            await asyncio.to_thread(instance.start, "zebra")
-            await eventually(lambda: None if (instance.sockets / "zserv.api").exists() else "no zebra")
-            await asyncio.to_thread(instance.start, *(set(instance.daemons()) - {"zebra"}))
-            await eventually(lambda: None if instance.answers() else "FRR does not answer")
-            await asyncio.to_thread(instance.configure)
-        await asyncio.to_thread(fabric.wait_converged, 60.0)
-        wanted = set(instance.daemons())
-        await eventually(
-            lambda: None if wanted <= leaf.frr_told("frr-back", since) else f"{leaf.kinds(since)}"
-        )
-        await leaf.whole()
-        assert leaf.homes() == homes
-        assert not {"limit-reached", "uplink-detached", "path-gone"} & set(leaf.kinds(since))
+            await asyncio.to_thread(frr.bring_up, [instance], time.monotonic() + 60.0)
+        await back_at_home(leaf, set(instance.daemons()), since, homes)
 
     scenario(leaf, story)
+
+
+async def back_at_home(leaf: Guarded, daemons: set[str], since: int, homes: dict[int, str]) -> None:
+    """FRR's daemons are back and said so, every QP is where it was, and nothing of qpd's gave way meanwhile."""
+    await asyncio.to_thread(leaf.fabric.wait_converged, 60.0)
+    await eventually(lambda: None if daemons <= leaf.frr_told("frr-back", since) else f"{leaf.kinds(since)}")
+    await leaf.whole()
+    assert leaf.homes() == homes
+    assert not {"limit-reached", "uplink-detached", "path-gone"} & set(leaf.kinds(since))
