@@ -373,20 +373,20 @@ def adopt(
     maps: Maps, attached: Mapping[int, str], drained: Collection[NextHopKey], overrides: OverrideTable
 ) -> Adopted:
     """What an earlier daemon left in the kernel."""
-    paths = {id_: path.key for id_, path in maps.paths().items()}
+    pinned_paths = maps.paths()
     groups = {id_: Group(id_, pinned.weights, pinned.table) for id_, pinned in maps.groups().items()}
-    interfaces = {path.ifindex: path.key.interface for path in maps.paths().values()}
+    interfaces = {path.ifindex: path.key.interface for path in pinned_paths.values()}
     next_hops = {
         NextHopKey(interfaces[ifindex], address): id_
         for (ifindex, address), id_ in maps.next_hops().items()
         if ifindex in interfaces
     }
     return Adopted(
-        paths=paths,
+        paths={id_: path.key for id_, path in pinned_paths.items()},
         groups=groups,
         tables={number: maps.table(number) for number in {group.table for group in groups.values()}},
         destinations=maps.destinations(),
-        living=maps.living() if paths else None,
+        living=maps.living() if pinned_paths else None,
         uplinks={ifindex: _name_of(ifindex) for ifindex in attached},
         overrides=dict(overrides.routes),
         drained=drained,

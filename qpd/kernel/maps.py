@@ -179,7 +179,7 @@ class Maps:
             and before["ifindex"] == path.ifindex
             and (
                 before["next_hop"] == record["next_hop"][0]
-                or self.next_hops().get((path.ifindex, path.next_hop)) == path.id
+                or self._path_of(path.ifindex, path.next_hop) == path.id
             )
         ):
             record["deadline_ns"] = before["deadline_ns"]
@@ -326,11 +326,13 @@ class Maps:
 
     def replace_next_hops(self, paths: Mapping[tuple[int, Address], int]) -> None:
         """Make the map of (ifindex, next hop or BFD peer) to path id hold exactly these."""
-        keys = np.zeros(len(paths), layout.NEIGHBOUR_ADDRESS)
-        for record, (ifindex, address) in zip(keys, paths, strict=True):
-            record["ifindex"] = ifindex
-            record["address"] = np.void(layout.pack_address(address))
-        self._replace("path_of_next_hop", keys, paths.values())
+        keys = [np.zeros(0, layout.NEIGHBOUR_ADDRESS), *(_neighbour(*at) for at in paths)]
+        self._replace("path_of_next_hop", np.concatenate(keys), paths.values())
+
+    def _path_of(self, ifindex: int, address: Address) -> int | None:
+        """The id of the path of a next hop or BFD peer."""
+        found = self._tables["path_of_next_hop"].octets(_neighbour(ifindex, address).tobytes())
+        return None if found is None else int.from_bytes(found, sys.byteorder)
 
     def next_hops(self) -> dict[tuple[int, Address], int]:
         """(ifindex, next hop or BFD peer) to path id."""
@@ -448,3 +450,8 @@ class Maps:
 
 def _destination_keys(prefixes: Iterable[Network]) -> Records:
     return np.array([layout.pack_destination(prefix) for prefix in prefixes], layout.DESTINATION_KEY)
+
+
+def _neighbour(ifindex: int, address: Address) -> Records:
+    """The key of a next hop or BFD peer, as an array of one."""
+    return np.array([(ifindex, layout.pack_address(address))], layout.NEIGHBOUR_ADDRESS)
