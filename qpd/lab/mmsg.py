@@ -39,6 +39,22 @@ def sockaddr(address: str, port: int) -> bytes:
     return struct.pack("=H", socket.AF_INET) + struct.pack(">H", port) + socket.inet_aton(address) + bytes(8)
 
 
+def _headers(rows: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """A struct iovec and a struct mmsghdr for each row of a contiguous array, which the caller keeps alive."""
+    count, length = rows.shape
+    iov, headers = np.zeros(count, dtype=_IOVEC), np.zeros(count, dtype=_MMSGHDR)
+    iov["base"] = _places(rows, length)
+    iov["length"] = length
+    headers["iov"] = _places(iov, _IOVEC.itemsize)
+    headers["iovlen"] = 1
+    return iov, headers
+
+
+def _places(rows: npt.NDArray[Any], size: int) -> npt.NDArray[np.uint64]:
+    """The address of each row."""
+    return rows.ctypes.data + np.arange(len(rows), dtype=np.uint64) * np.uint64(size)
+
+
 class Sender:
     """Rows of payload that are sent to one address.
 
@@ -48,17 +64,11 @@ class Sender:
     """
 
     def __init__(self, rows: npt.NDArray[np.uint8], address: bytes) -> None:
-        count, length = rows.shape
         self._name = ctypes.create_string_buffer(address, len(address))
         self._rows = rows
-        self._iov = np.zeros(count, dtype=_IOVEC)
-        self._iov["base"] = rows.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(length)
-        self._iov["length"] = length
-        self._headers = np.zeros(count, dtype=_MMSGHDR)
+        self._iov, self._headers = _headers(rows)
         self._headers["name"] = ctypes.addressof(self._name)
         self._headers["namelen"] = len(address)
-        self._headers["iov"] = self._iov.ctypes.data + np.arange(count, dtype=np.uint64) * np.uint64(16)
-        self._headers["iovlen"] = 1
 
     def send(self, descriptor: int, first: int, count: int) -> int:
         """Send `count` rows from row `first` on; returns how many the kernel took (0: its buffers are full)."""
@@ -78,14 +88,8 @@ class Receiver:
     def __init__(self, batch: int, head: int) -> None:
         self._data = np.zeros((batch, head), dtype=np.uint8)
         self._control = np.zeros(batch, dtype=_CMSG_TIMESTAMP)
-        self._iov = np.zeros(batch, dtype=_IOVEC)
-        index = np.arange(batch, dtype=np.uint64)
-        self._iov["base"] = self._data.ctypes.data + index * np.uint64(head)
-        self._iov["length"] = head
-        self._headers = np.zeros(batch, dtype=_MMSGHDR)
-        self._headers["iov"] = self._iov.ctypes.data + index * np.uint64(16)
-        self._headers["iovlen"] = 1
-        self._headers["control"] = self._control.ctypes.data + index * np.uint64(_CMSG_TIMESTAMP.itemsize)
+        self._iov, self._headers = _headers(self._data)
+        self._headers["control"] = _places(self._control, _CMSG_TIMESTAMP.itemsize)
 
     def receive(
         self, descriptor: int
@@ -128,12 +132,7 @@ class Outbox:
         """Where the packets are written."""
         self._lengths: list[int] = []
         self._names: list[int] = []
-        self._iov = np.zeros(count, dtype=_IOVEC)
-        index = np.arange(count, dtype=np.uint64)
-        self._iov["base"] = self._data.ctypes.data + index * np.uint64(size)
-        self._headers = np.zeros(count, dtype=_MMSGHDR)
-        self._headers["iov"] = self._iov.ctypes.data + index * np.uint64(16)
-        self._headers["iovlen"] = 1
+        self._iov, self._headers = _headers(self._data)
 
     @property
     def used(self) -> int:
@@ -202,14 +201,8 @@ class Inbox:
         self._data = np.zeros((batch, size), dtype=np.uint8)
         self.rows = [memoryview(row) for row in self._data]  # type: ignore[arg-type]
         self._control = np.zeros(batch, dtype=_CMSG_BYTE)
-        self._iov = np.zeros(batch, dtype=_IOVEC)
-        index = np.arange(batch, dtype=np.uint64)
-        self._iov["base"] = self._data.ctypes.data + index * np.uint64(size)
-        self._iov["length"] = size
-        self._headers = np.zeros(batch, dtype=_MMSGHDR)
-        self._headers["iov"] = self._iov.ctypes.data + index * np.uint64(16)
-        self._headers["iovlen"] = 1
-        self._headers["control"] = self._control.ctypes.data + index * np.uint64(_CMSG_BYTE.itemsize)
+        self._iov, self._headers = _headers(self._data)
+        self._headers["control"] = _places(self._control, _CMSG_BYTE.itemsize)
         self._headers["controllen"] = _CMSG_BYTE.itemsize
         self._place = ctypes.c_void_p(self._headers.ctypes.data)
 
