@@ -48,6 +48,8 @@
 /* Packet sequence numbers are 24 bits wide; a field that holds one has this bit set as soon as there is one to hold. */
 #define PSN_KNOWN 0x01000000
 #define PSN_MASK  0x00ffffff
+/* In next_psn: the last request is a READ of `read_octets`, and takes more PSNs than are known. */
+#define STREAM_READ 0x10000000
 
 /* An IPv6 address, or an IPv4 address as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). Network byte order. */
 struct address {

@@ -18,10 +18,10 @@
 #define STREAM_WAITING 0x02000000 /* packets from behind wait for their successor to tell what they are: */
 #define STREAM_FILLS   0x04000000 /* … each was missing: late, or the first of those that are sent again */
 #define STREAM_RUN     0x08000000 /* the sender has gone back, and has not caught up yet */
-#define STREAM_READ    0x10000000 /* the last one is a READ request of `read_octets`; PSNs taken: not known */
-#define STREAM_FLAGS   (STREAM_WAITING | STREAM_FILLS | STREAM_RUN | STREAM_READ)
+/* … and STREAM_READ (maps.h) */
+#define STREAM_FLAGS (STREAM_WAITING | STREAM_FILLS | STREAM_RUN | STREAM_READ)
 
-#define READ_LEAST     256 /* the smallest path MTU: takes the most PSNs */
+#define READ_LEAST   256 /* the smallest path MTU: takes the most PSNs */
 
 /* A request as the stream sees it. */
 struct request {

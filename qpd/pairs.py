@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qpd.core.cm import CmBook, Connection, End
-from qpd.core.pairing import SIGHTING, Found, Look, Pair, Pairing, QpName, Records
+from qpd.core.pairing import Found, Pair, Pairing, QpName
+from qpd.core.sighting import SIGHTING, Look, Records
 from qpd.core.symmetry import Directions, follow
 from qpd.kernel import layout
 from qpd.kernel.maps import Maps, Side
@@ -45,12 +46,23 @@ class Outcome:
 
 
 class PairKeeper:
-    """Pairs of one node. ``set_peer`` and ``set_home``: as those of :class:`qpd.kernel.tell.Teller`."""
+    """Pairs of one node.
+
+    ``set_peer`` and ``set_home``: as those of :class:`qpd.kernel.tell.Teller`. ``clock``: CLOCK_MONOTONIC, ns.
+    """
 
     def __init__(
-        self, maps: Maps, set_peer: SetPeer, set_home: SetHome, *, symmetric: bool, idle: float
+        self,
+        maps: Maps,
+        set_peer: SetPeer,
+        set_home: SetHome,
+        *,
+        symmetric: bool,
+        idle: float,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._maps = maps
+        self._clock = clock
         self._set_peer = set_peer
         self._set_home = set_home
         self._symmetric = symmetric
@@ -113,7 +125,7 @@ class PairKeeper:
 
     def _read(self, side: Side) -> tuple[Records, npt.NDArray[np.void], Look]:
         """All reliable connections of one map, where they go, and when they were read."""
-        begun = time.monotonic_ns()
+        begun = self._clock()
         sightings, places = [np.zeros(0, SIGHTING)], [np.zeros(0, _PLACE)]
         for keys, values in self._maps.scan(side):
             spoke = (values["next_psn"] | values["acked_psn"]) & layout.PSN_KNOWN != 0
@@ -121,7 +133,7 @@ class PairKeeper:
             if len(wanted):
                 sightings.append(_sighted(keys[wanted], values[wanted], side))
                 places.append(_placed(values[wanted]))
-        return np.concatenate(sightings), np.concatenate(places), Look(begun, time.monotonic_ns())
+        return np.concatenate(sightings), np.concatenate(places), Look(begun, self._clock())
 
     def _tell(self, found: Found) -> None:
         for pair in found.ended:
@@ -172,6 +184,10 @@ def _sighted(keys: Records, values: Records, side: Side) -> Records:
     )
     sighted["peer_qp"] = values["peer_qp"]
     sighted["request_psn"] = _psn(values["next_psn"], 1)
+    asked = values["next_psn"] & layout.PSN_KNOWN != 0
+    sighted["first_psn"] = np.where(asked, _psn(values["first_psn"], 0), -1)
+    sighted["read_octets"] = np.where(values["next_psn"] & layout.STREAM_READ, values["read_octets"], 0)
+    sighted["pmtu"] = values["pmtu"]
     sighted["answered_psn"] = _psn(values["acked_psn"], 0)
     for counter in ("retransmitted", "go_backs", "naks_sequence", "naks_rnr", "naks_remote"):
         sighted["trouble"] += values[counter]

@@ -3,8 +3,10 @@
 A packet names the QP that it goes to and no other. What ties the two directions of a reliable connection together is
 that an answer (ACK, READ response, atomic ACK) repeats the packet sequence number of the request that it answers
 (InfiniBand Architecture Specification volume 1, 9.7.5.1). One leaf sees both: requests to b leave, answers to a arrive,
-or the other way round at the far leaf. So three kinds of evidence, none of which is a UDP port:
+or the other way round at the far leaf. So four kinds of evidence, none of which is a UDP port:
 
+- **meeting**: a's newest answer is b's newest request, or nearly so, and nobody else's. With PSNs that were drawn at
+  random that is no accident (:mod:`qpd.core.meeting`): one look tells, also after the traffic is over.
 - **contradiction**: an answer of PSN x came to a before a request of PSN x was sent to b. No delay, loss or reordering
   of the network can make that of a true pair; only what the leaf has not seen (programs attached, or an entry evicted,
   amid a retransmission) might, and so it takes ``PROOFS`` of them.
@@ -12,7 +14,8 @@ or the other way round at the far leaf. So three kinds of evidence, none of whic
   was in trouble; or a has long been silent while b is asked on and on.
 - **agreement**: a's answers moved, to what b was sent since, and no further.
 
-A pair is stated when agreements are many and every other partner of *both* is ruled out; or of one of them, by
+By the others, for PSNs that all began alike or run far ahead of their answers, a pair is stated when agreements are
+many and every other partner of *both* is ruled out; or of one of them, by
 contradictions or long straying, where all QPs of the two hosts have their partners in sight. Who cannot be told apart
 (in lockstep, or at rest) is not stated at all.
 
@@ -22,44 +25,19 @@ and while there are such, only what is ruled out for both sides is stated.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
+from qpd.core.meeting import CHANCE_MAX, Firsts, drawn, meetings, only_each_other
+from qpd.core.sighting import SIGHTING, Bools, Look, Numbers, Records, newer, newest_asked
+
 Counts = npt.NDArray[np.uint8]
-Numbers = npt.NDArray[np.int64]
-Records = npt.NDArray[np.void]
 Words = npt.NDArray[np.uint64]
-
-PSN_MASK = 0xFFFFFF
-_PSN_HALF = 1 << 23
-
-SIGHTING = np.dtype(
-    [
-        ("local", "u8", 2),
-        ("remote", "u8", 2),
-        ("vni", "u4"),
-        ("qp", "u4"),
-        ("life", "u8"),
-        ("peer_qp", "u4"),
-        ("request_psn", "i4"),
-        ("answered_psn", "i4"),
-        ("trouble", "u8"),
-    ]
-)
-"""What is known of one direction of a QP at one look.
-
-``local``, ``remote``: the host at this leaf and the other one (16 octets each). ``qp``: the number that its packets
-carry, of a QP at ``remote`` where they leave and at ``local`` where they arrive. ``life``: another value means another
-QP of the same number. ``peer_qp``: the partner, where it is known already; else 0. ``request_psn``: of the newest
-request; ``answered_psn``: up to where its packets answer the other direction's requests; -1: none was seen.
-``trouble``: a count that moves with retransmissions and NAKs.
-"""
 
 LAG_NS = 500_000_000
 """Brisk answers that are this far behind, while nothing is lost, are another QP's. Longer where looks are rare."""
@@ -68,6 +46,8 @@ _BRISK_LOOKS, _BRISK_MOVES = 4, 2
 """Answers are brisk if they moved at so many of the last looks."""
 IDLE_NS = 5_000_000_000
 """A QP that has answered nothing for so long, while another was asked, is not that one's partner."""
+RECENT_NS = 10_000_000_000
+"""Who has shown nothing new for so long is at rest: it meets nobody any more, and is no stranger."""
 FAR = 1 << 20
 """More packets than a QP has unanswered, whatever it has lost."""
 PROOFS = 2
@@ -85,7 +65,7 @@ EDGES_MAX = 4_000_000
 ENTRIES_MAX = 8192
 """Entries looked at together, of each of which some looks are kept."""
 PARK_NS = 10_000_000_000
-"""Two hosts whose QPs stay alike for so long give way to others …"""
+"""Two hosts whose QPs stay the same, and alike, for so long give way to others …"""
 REST_NS = 30_000_000_000
 """… for so long."""
 DISTRUST_NS = 300_000_000_000
@@ -130,23 +110,8 @@ class Found:
     """Pairs of hosts that had to wait for their turn."""
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """When a map was read: CLOCK_MONOTONIC, ns, before the first entry and after the last."""
-
-    begun_ns: int
-    over_ns: int
-
-
 _DOUBTS_MAX = 4096
 _ODD, _SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(29)
-_Psn = TypeVar("_Psn", int, npt.NDArray[Any])
-
-
-def newer(psn: _Psn, than: _Psn) -> _Psn:
-    """How far a PSN is beyond another in 24-bit serial arithmetic: negative where it is older (RFC 1982's way)."""
-    distance: _Psn = ((psn - than + _PSN_HALF) & PSN_MASK) - _PSN_HALF
-    return distance
 
 
 class _Side:
@@ -168,6 +133,8 @@ class _Side:
         """Bit n: its answers moved n looks ago."""
         self.answered_ns: Numbers = np.full(count, look.begun_ns, np.int64)
         """When its answers were seen to move last, or it was seen first."""
+        self.changed_ns: Numbers = self.answered_ns.copy()
+        """When anything new was seen of it."""
 
     @property
     def lag_ns(self) -> int:
@@ -191,6 +158,7 @@ class _Side:
             self.moves = _kept(self.moves, place, 0)
             self.brisk = _kept(self.brisk, place, 0)
             self.answered_ns = _kept(self.answered_ns, place, look.begun_ns)
+            self.changed_ns = _kept(self.changed_ns, place, look.begun_ns)
         before = self.past[-1][1]
         known = before["qp"] != 0
         self.moved = known & (records["answered_psn"] != before["answered_psn"])
@@ -198,6 +166,7 @@ class _Side:
         self.moves += self.changed
         self.brisk = (self.brisk << 1 | self.moved) & (1 << _BRISK_LOOKS) - 1
         self.answered_ns[self.moved] = look.begun_ns
+        self.changed_ns[self.changed] = look.begun_ns
         self.records, self.look = records, look
         while len(self.past) > 1 and self.past[1][0].over_ns <= look.begun_ns - 2 * self.lag_ns:
             self.past.popleft()
@@ -223,22 +192,27 @@ def _kept(values: Numbers, place: Numbers, fresh: int) -> Numbers:
 def _aligned(past: Records, place: Numbers) -> Records:
     """An earlier look's records at the present places."""
     aligned = np.zeros(len(place), SIGHTING)
-    aligned["request_psn"] = aligned["answered_psn"] = -1
+    aligned["first_psn"] = aligned["request_psn"] = aligned["answered_psn"] = -1
     kept = place >= 0
     aligned[kept] = past[place[kept]]
     return aligned
 
 
+def _read_before(answers: _Side, questions: _Side) -> Records:
+    """The newest look at the answers that was over before the questions were read."""
+    return answers.records if answers.look.over_ns <= questions.look.begun_ns else answers.past[-1][1]
+
+
 def _contradicted(answers: _Side, questions: _Side) -> Bools:
     """[answering, asking]: answers that were there before what they would answer had been sent."""
-    then = answers.records if answers.look.over_ns <= questions.look.begun_ns else answers.past[-1][1]
+    then = _read_before(answers, questions)
     fresh = answers.changed[:, None] | questions.changed
     return fresh & _beyond(then, questions.records, answers.moves[:, None])
 
 
 def _beyond(answers: Records, questions: Records, moves: Numbers) -> Bools:
     """[answering, asking]: answers to what had not been sent when the questions were read."""
-    to, newest = answers["answered_psn"][:, None], questions["request_psn"]
+    to, newest = answers["answered_psn"][:, None], newest_asked(questions)
     # Who has never been asked while others answered, again and again, is not whom they answer.
     unasked = (newest < 0) & (moves >= PROOFS)
     beyond: Bools = np.asarray((to >= 0) & (unasked | (newest >= 0) & (newer(to, newest) > 0)))
@@ -271,6 +245,33 @@ def _bits(words: Numbers) -> Numbers:
     return sum((words >> bit & 1 for bit in range(_BRISK_LOOKS)), np.zeros_like(words))
 
 
+class _Firsts:
+    """First PSNs at one look; sorted when they are asked for."""
+
+    def __init__(self, arriving: Records, leaving: Records) -> None:
+        self._both = (arriving, leaving)
+
+    @cached_property
+    def arriving(self) -> Firsts:
+        """Of all that arrive."""
+        return Firsts(self._both[0]["first_psn"])
+
+    @cached_property
+    def leaving(self) -> Firsts:
+        """Of all that leave."""
+        return Firsts(self._both[1]["first_psn"])
+
+    @cached_property
+    def _hosts(self) -> tuple[Words, Words]:
+        return _hosts(self._both[0]), _hosts(self._both[1])
+
+    def between(self, one: np.void) -> Firsts:
+        """Of all between the two hosts of this entry, both ways, also of those whose partner is known."""
+        key = _hosts(np.array([one]))[0]
+        chosen = zip(self._both, self._hosts, strict=True)
+        return Firsts(np.concatenate([records["first_psn"][hosts == key] for records, hosts in chosen]))
+
+
 class _Hosts:
     """The QPs of two hosts whose partners are not known yet. Rows: those that arrive; columns: those that leave."""
 
@@ -282,11 +283,13 @@ class _Hosts:
         self.strayed: Counts = np.zeros(shape, np.uint8)
         self.agreed: Counts = np.zeros(shape, np.uint8)
         self.since_ns = looks[1].over_ns
-        """When it last brought a pair, or was taken up."""
+        """When it last brought a pair, or a QP came up."""
 
     def observe(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> None:
         """Take the next look at both directions."""
         rows, columns = _places(self.rows.records, arriving), _places(self.columns.records, leaving)
+        if (rows < 0).any() or (columns < 0).any():
+            self.since_ns = looks[1].over_ns
         if not _still(rows, len(self.rows.records)) or not _still(columns, len(self.columns.records)):
             self.contradicted = _rearranged(self.contradicted, rows, columns)
             self.strayed = _rearranged(self.strayed, rows, columns)
@@ -311,8 +314,37 @@ class _Hosts:
             _add(strayed, strays)
             strayed[follows & ~strays] = 0
 
-    def decide(self, *, trusted: bool) -> Iterator[tuple[int, int]]:
-        """Rows and columns that can only belong together."""
+    def meet(self, firsts: _Firsts) -> list[tuple[int, int]]:
+        """Rows and columns that one look tells."""
+        sides = (self.rows, self.columns)
+        since_ns = min(side.look.begun_ns for side in sides) - RECENT_NS
+        rows, columns = (side.changed_ns > since_ns for side in sides)
+        met = only_each_other(
+            meetings(_read_before(self.rows, self.columns), self.columns.records, (rows, columns)),
+            meetings(_read_before(self.columns, self.rows), self.rows.records, (columns, rows)),
+        )
+        sure = met.chances <= CHANCE_MAX
+        sure &= rows[met.rows] & columns[met.columns] & (self.contradicted[met.rows, met.columns] < PROOFS)
+        if not sure.any():
+            return []
+        begun = (
+            self.columns.records["first_psn"][met.columns].astype(np.int64),
+            self.rows.records["first_psn"][met.rows].astype(np.int64),
+        )
+        between = firsts.between(self.rows.records[0])
+        sure[0] &= drawn(begun[0], begun[1], between, firsts.leaving)
+        sure[1] &= drawn(begun[1], begun[0], between, firsts.arriving)
+        which = sure.any(axis=0)
+        return list(zip(met.rows[which].tolist(), met.columns[which].tolist(), strict=True))
+
+    def decide(self, firsts: _Firsts, *, trusted: bool) -> list[tuple[int, int]]:
+        """Rows and columns that belong together; ``trusted``: also by evidence of one side alone."""
+        found = {*self._last(trusted=trusted), *(self.meet(firsts) if trusted else ())}
+        rows, columns = Counter(row for row, _ in found), Counter(column for _, column in found)
+        return [(row, column) for row, column in sorted(found) if rows[row] == columns[column] == 1]
+
+    def _last(self, *, trusted: bool) -> Iterator[tuple[int, int]]:
+        """Rows and columns whom time has left no other partner."""
         left = (self.contradicted < PROOFS) & (self.strayed < STRAYS_ALONE)
         complete = self._complete(left)
         agreed = self.agreed >= (AGREEMENTS if complete else AGREEMENTS_DOUBTED)
@@ -389,7 +421,8 @@ class Pairing:
     def __init__(self, edges_max: int = EDGES_MAX) -> None:
         self._edges_max = edges_max
         self._at_work: dict[int, _Hosts] = {}
-        self._resting: dict[int, int] = {}
+        self._resting: dict[int, tuple[int, int]] = {}
+        """Until when, and which QPs: with others they are taken up again at once."""
         self._distrusted: dict[int, int] = {}
         self._doubts: dict[Pair, set[int]] = {}
         self._halves: set[Half] = set()
@@ -416,11 +449,13 @@ class Pairing:
         both = {key: (rows[key], columns[key]) for key in rows if key in columns}
         self._rest(both, now_ns)
         stated: list[Pair] = []
+        firsts = _Firsts(arriving, leaving)
         for key, hosts in self._at_work.items():
             hosts.observe(*both[key], looks)
+            trusted = self._distrusted.get(key, 0) <= now_ns
             found = [
                 _pair(hosts.rows.records[row], hosts.columns.records[column])
-                for row, column in hosts.decide(trusted=self._distrusted.get(key, 0) <= now_ns)
+                for row, column in hosts.decide(firsts, trusted=trusted)
             ]
             if found:
                 hosts.since_ns = now_ns
@@ -435,8 +470,12 @@ class Pairing:
                 del self._at_work[key]
             elif not room.take(both[key]) or now_ns - hosts.since_ns > PARK_NS:
                 del self._at_work[key]
-                self._resting[key] = now_ns + REST_NS
-        self._resting = {key: until for key, until in self._resting.items() if key in both and until > now_ns}
+                self._resting[key] = now_ns + REST_NS, _lives(both[key])
+        self._resting = {
+            key: (until, lives)
+            for key, (until, lives) in self._resting.items()
+            if key in both and until > now_ns and lives == _lives(both[key])
+        }
 
     def _take_up(self, both: dict[int, tuple[Records, Records]], looks: tuple[Look, Look]) -> int:
         """Begin with as many others as there is room for; gives how many have to wait."""
@@ -461,9 +500,9 @@ class Pairing:
         halves = self._left_over(arriving, leaving)
         # Only answers that were read before the questions can be ahead of them.
         if looks[0].over_ns <= looks[1].begun_ns:
-            answered, asked = arriving["answered_psn"][near], leaving["request_psn"][far]
+            answered, asked = arriving["answered_psn"][near], newest_asked(leaving[far])
         else:
-            answered, asked = leaving["answered_psn"][far], arriving["request_psn"][near]
+            answered, asked = leaving["answered_psn"][far], newest_asked(arriving[near])
         wrong = (answered >= 0) & (asked >= 0) & (newer(answered, asked) > 0)
         ended: list[Pair] = []
         if len(self._doubts) > _DOUBTS_MAX:
@@ -498,6 +537,11 @@ class Pairing:
         alone += [Half(False, _far(leaving[index])) for index in np.flatnonzero(far).tolist()]
         before, self._halves = self._halves, set(alone)
         return [half for half in alone if half in before]
+
+
+def _lives(both: tuple[Records, Records]) -> int:
+    """One number for these QPs."""
+    return hash(tuple(records["life"].tobytes() + records["qp"].tobytes() for records in both))
 
 
 def _mixed(first: Words, *more: Words) -> Words:

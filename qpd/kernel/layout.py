@@ -255,8 +255,9 @@ MAPS: dict[str, MapLayout] = {
 
 # --- Packet sequence numbers and round-trip times ----------------------------------------------------------------
 
-PSN_KNOWN, PSN_MASK = 0x01000000, 0x00FFFFFF
-"""A field with a PSN has the bit PSN_KNOWN as soon as there is one; other bits above PSN_MASK are the kernel's own."""
+PSN_KNOWN, PSN_MASK, STREAM_READ = 0x01000000, 0x00FFFFFF, 0x10000000
+"""A field with a PSN has the bit PSN_KNOWN as soon as there is one. ``next_psn`` has STREAM_READ while the newest
+request is a READ, of ``read_octets``, that takes more PSNs than are known. Other bits are the kernel's own."""
 
 
 def rtt_bounds_ns() -> npt.NDArray[np.int64]:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scapy.utils import RawPcapReader
 
 from qpd.kernel import bpf, layout
+from qpd.kernel.ring import EventKind, Ring, cm_message
+from qpd.kernel.tell import Teller
 from qpd.model import Hook
+from qpd.pairs import PairKeeper
 from tests.ebpf.harness import Classifier, uplinks
-from tests.ebpf.reckoning import Key, Packet, Reckoning, agreed, answered, packets, reckon
+from tests.ebpf.reckoning import (
+    Key,
+    Packet,
+    Reckoning,
+    agreed,
+    answered,
+    connections,
+    packets,
+    reckon,
+)
 
 DATA = Path(__file__).parents[1] / "data" / "roce"
 CAPTURES = sorted(DATA.glob("*.pcap"))
@@ -136,3 +151,133 @@ def test_both_kinds_of_evidence_for_pairs_agree(capture: Path) -> None:
     assert said
     assert said <= shown
     assert len(shown) >= 20
+
+
+# --- Pairs ------------------------------------------------------------------------------------------------------------
+
+LOOK, LOOK_IDLE = 0.05, 0.5
+"""Seconds between two looks of the daemon, while there are QPs whose partner is not known, and else."""
+Qp = tuple[Key, int]
+"""A QP number, and which of its lives."""
+
+
+class Lives:
+    """Which connection of its number a QP is at, by frame number."""
+
+    def __init__(self, frames: Sequence[Packet]) -> None:
+        streams: dict[tuple[Key, bool], list[Packet]] = defaultdict(list)
+        for packet in frames:
+            if packet.connected:
+                streams[packet.key, packet.response].append(packet)
+        begins: dict[Key, list[tuple[int, bool]]] = defaultdict(list)
+        for (key, response), stream in streams.items():
+            begins[key] += [(some[0].frame, response) for some in connections(stream)]
+        self._begins = {key: _begun(sorted(found)) for key, found in begins.items()}
+
+    def at(self, key: Key, frame: int) -> Qp:
+        return key, bisect_right(self._begins[key], frame)
+
+
+def _begun(streams: Sequence[tuple[int, bool]]) -> list[int]:
+    """A stream that begins once more begins a life; the other one of the same life may begin later."""
+    found: list[int] = []
+    seen: set[bool] = set()
+    for frame, response in streams:
+        if not seen or response in seen:
+            found.append(frame)
+            seen = set()
+        seen.add(response)
+    return found
+
+
+class Watch:
+    """The daemon's looks at a replay, in the capture's time."""
+
+    def __init__(self, classifier: Classifier, teller: Teller, ring: Ring) -> None:
+        self.now = 1e6
+        self._due = self.now
+        self._maps = classifier.maps
+        self._ring = ring
+        self._keeper = PairKeeper(
+            classifier.maps,
+            teller.set_peer,
+            teller.set_home,
+            symmetric=False,
+            idle=0.1,
+            clock=lambda: int(self.now * 1e9),
+        )
+
+    def until(self, when: float) -> Iterator[set[frozenset[Key]]]:
+        """Look as often as it is time to; gives the pairs that are known then."""
+        while self._due <= when:
+            self.now = self._due
+            for message in (cm_message(event) for event in self._ring.read() if event.kind is EventKind.CM):
+                if message is not None:
+                    self._keeper.hear(message)
+            outcome = self._keeper.look([])
+            assert outcome.events == (), "none is contradicted"
+            self._due += LOOK if outcome.busy else LOOK_IDLE
+            yield self._known()
+        self.now = when
+
+    def _known(self) -> set[frozenset[Key]]:
+        """Entries that name each other."""
+        named = {
+            (_key(record["key"]), Key(int(record["key"]["vni"]), _host(value["src"]), int(value["peer_qp"])))
+            for records in (self._maps.qps(), self._maps.arrivals())
+            for record, value in zip(records, records["value"], strict=True)
+            if value["peer_qp"]
+        }
+        return {frozenset(pair) for pair in named if pair[::-1] in named}
+
+
+def _host(octets: Any) -> str:
+    return str(layout.unpack_address(bytes(octets)))
+
+
+def _key(record: np.void) -> Key:
+    return Key(int(record["vni"]), _host(record["dst"]), int(record["dest_qp"]))
+
+
+@needs_tshark
+@pytest.mark.root
+@pytest.mark.parametrize("local", HOSTS)
+@pytest.mark.parametrize("capture", CAPTURES, ids=lambda path: path.stem)
+def test_pairs_are_those_of_the_reckoning(classifier: Classifier, capture: Path, local: str) -> None:
+    """Each connection's, while it is that number's newest, and no other; most of them are over within one look."""
+    frames = packets(capture)
+    lives = Lives(frames)
+    wanted = {
+        frozenset((lives.at(pair.asked, pair.begin), lives.at(pair.answered, pair.begin)))
+        for pair in answered(frames)
+    }
+    stated: set[frozenset[Qp]] = set()
+    classifier.reset()
+    classifier.fabric(uplinks(4))
+    source = {packet.frame: packet.src for packet in frames}
+    teller, ring = Teller(classifier.pins.tell), Ring(classifier.pins.map("events"))
+    try:
+        ring.read()
+        watch = Watch(classifier, teller, ring)
+        begun = None
+        number = 0
+
+        def note(when: float) -> None:
+            for known in watch.until(when):
+                stated.update(frozenset(lives.at(key, number) for key in pair) for pair in known)
+
+        with RawPcapReader(str(capture)) as reader:
+            for frame, about in reader:
+                at = about.sec + about.usec / 1e6
+                begun = at - watch.now if begun is None else begun
+                note(at - begun)
+                number += 1
+                if number in source:
+                    hook = Hook.STEER if source[number] == local else Hook.OBSERVE
+                    bpf.prog_test_run(classifier.programs[hook], frame)
+        note(watch.now + 10)
+    finally:
+        ring.close()
+        teller.close()
+    assert stated == wanted
+    assert len(wanted) >= 20

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from qpd.core.pairing import SIGHTING, Found, Look, Pair, Pairing, QpName, Records, newer
+from qpd.core.pairing import Found, Pair, Pairing, QpName
+from qpd.core.sighting import SIGHTING, Look, Records, newer
 
 NEAR, FAR = bytes(10) + b"\xff\xff\x0a\x00\x00\x01", bytes(10) + b"\xff\xff\x0a\x00\x00\x02"
 MS = 1_000_000
@@ -42,11 +43,14 @@ class Entry:
     qp: int
     life: int = 1
     peer_qp: int = 0
+    first_psn: int = -1
     request_psn: int = -1
     answered_psn: int = -1
     trouble: int = 0
 
     def request(self, psn: int) -> None:
+        if self.first_psn < 0:
+            self.first_psn = psn
         if self.request_psn >= 0 and newer(psn, self.request_psn) <= 0:
             self.trouble += 1
         else:
@@ -96,6 +100,8 @@ class World:
         self.now = 1_000 * MS
         self.leaving: dict[int, Entry] = {}
         self.arriving: dict[int, Entry] = {}
+        self.hidden: set[tuple[bool, int]] = set()
+        """(leaves, QP): directions that pass another leaf."""
         self.truth: set[tuple[int, int]] = set()
         """(near QP, far QP)"""
         self.connections: list[Connection] = []
@@ -147,6 +153,8 @@ class World:
         self.at(leaf_at, at_leaf)
 
     def _entry(self, qp: int, leaves: bool) -> Entry:
+        if (leaves, qp) in self.hidden:
+            return Entry(qp)
         entries = self.leaving if leaves else self.arriving
         return entries.setdefault(qp, Entry(qp))
 
@@ -220,6 +228,11 @@ class World:
 
     # --- the leaf ---------------------------------------------------------------------------------------------------
 
+    def forget(self) -> None:
+        """As if the programs were attached only now: entries begin amid traffic."""
+        self.leaving.clear()
+        self.arriving.clear()
+
     def tell(self, found: Found) -> None:
         """What the kernel is told of pairs."""
         for pair in found.stated:
@@ -273,6 +286,7 @@ def _records(entries: dict[int, Entry]) -> Records:
         "qp",
         "life",
         "peer_qp",
+        "first_psn",
         "request_psn",
         "answered_psn",
         "trouble",

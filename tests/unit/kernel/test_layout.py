@@ -61,7 +61,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "PATHS_MAX", "SLOTS", "TABLES_MAX", "GROUPS_MAX", "DESTINATIONS_MAX", "NO_PATH", "NO_GROUP", "QPD_LAYOUT",
         "NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "VERDICTS", "HOOKS", "LIVING_DAEMON", "LIVING_TAP",
         "LIVING_WORDS", "LOCKS", "EVENT_QP_NEW", "EVENT_PATH_STATE", "EVENT_QP_MOVED",
-        "EVENT_CM", "PSN_KNOWN", "PSN_MASK", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS",
+        "EVENT_CM", "PSN_KNOWN", "PSN_MASK", "STREAM_READ", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS",
         "TELL_PEER", "TELL_HOME", *(f"TOLD_{told.name}" for told in Told),
         *(f"VERDICT_{verdict.name}" for verdict in model.Verdict),
         *(f"HOOK_{hook.name}" for hook in model.Hook),
@@ -110,7 +110,7 @@ def test_constants_of_the_model(compiled: dict[str, int]) -> None:
 
 def test_constants_of_the_layout(compiled: dict[str, int]) -> None:
     for name in ("NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "LIVING_DAEMON", "LIVING_TAP", "PSN_KNOWN",
-                 "PSN_MASK", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS"):  # fmt: skip
+                 "PSN_MASK", "STREAM_READ", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS"):  # fmt: skip
         assert getattr(layout, name) == compiled[name], name
     assert layout.MAPS["living"].entries == compiled["LIVING_WORDS"]
     assert layout.MAPS["locks"].entries == compiled["LOCKS"]
