@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations
 from typing import Any
 
+from qpd.lab import namespaces
 from qpd.lab.endpoint.connections import Numbering, SourcePorts
 from qpd.lab.errors import LabError
 from qpd.lab.experiment.model import ConstantRate, Steering
@@ -16,6 +20,9 @@ from qpd.lab.faults import Fault, Schedule, Step
 from qpd.lab.inject import Injector, play_async
 from qpd.lab.traffic import Flow, Traffic
 from qpd.lab.workload import Execution, Workload
+
+_CALLS, _PATIENCE = 20, 1.0
+_DISCARD = 9
 
 
 @dataclass
@@ -72,6 +79,7 @@ async def constant_rate(
 ) -> Outcome:
     """Send for the workload's duration, or until the last fault is undone and a second more."""
     flows = constant_rate_flows(workload, steering, seed)
+    await acquaint(fabric, [(flow.source, flow.destination) for flow in workload.flows])
     traffic = Traffic(fabric, flows)
     await traffic.start()
     over = asyncio.Event()
@@ -169,6 +177,7 @@ async def collective(
     """
     workload = replace(workload, seed=seed, source_ports=SourcePorts(steering.source_ports))
     addresses = {host: fabric.address(host) for host in workload.hosts}
+    await acquaint(fabric, list(combinations(workload.hosts, 2)), workload.family)
     async with Execution(fabric, workload) as execution:
         await execution.start()
         over = asyncio.Event()
@@ -210,6 +219,39 @@ async def collective(
             )
         )
     return outcome
+
+
+async def acquaint(fabric: Fabric, pairs: Sequence[tuple[str, str]], family: int = 4) -> None:
+    """Let hosts find each other's MAC addresses, as the exchange of queue pair numbers over TCP does in earnest.
+
+    The kernel holds back some 200 KB for a neighbour that it does not know yet, and drops what is more: the first burst
+    of a trial would lose packets and wait for ACK timeouts, wherever the trial before it was long ago.
+
+    Raises:
+        LabError: where a host does not answer.
+    """
+    for source, destination in dict.fromkeys(pairs):
+        answers = partial(_answers, fabric.address(destination, family), family)
+        for _ in range(_CALLS):
+            if await asyncio.to_thread(namespaces.inside, fabric.namespace(source), answers):
+                break
+        else:
+            raise LabError(f"{source} does not reach {destination}: no answer to {_CALLS} datagrams")
+
+
+def _answers(address: str, family: int) -> bool:
+    """True where a datagram to a port that nobody listens at is refused: it has arrived, and the refusal, too."""
+    with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as call:
+        call.settimeout(_PATIENCE)
+        try:
+            call.connect((address, _DISCARD))
+            call.send(b"")
+            call.recv(1)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 async def play_faults(fabric: Fabric, schedule: Schedule, begun: float, over: asyncio.Event) -> list[Done]:
