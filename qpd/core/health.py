@@ -82,3 +82,46 @@ class Health:
             self.hold_until = now + self._hold
         else:
             self._serving_since = now
+
+
+@dataclass(slots=True)
+class Grayness:
+    """Whether a path loses or delays more than its siblings, and how long it is out of service for that.
+
+    Out of service nobody sees how it fares, so after a while it gets another chance; a path that is soon gray again has
+    to wait twice as long.
+    """
+
+    config: PlannerConfig
+    found: bool = False
+    until: float | None = None
+    """Out of service until then, where another path can take its place; None: it may serve."""
+    _times: int = 0
+    """How often in a row it was gray again soon after its return."""
+    _returned: float | None = None
+
+    def hold(self, now: float) -> float:
+        """Take it out of service; returns for how many seconds."""
+        soon = self._returned is not None and now - self._returned < self.config.stable_after
+        self._times = min(self._times + 1, _DOUBLINGS_MAX) if soon else 0
+        longest = max(self.config.gray_hold, self.config.gray_hold_max)
+        seconds = min(self.config.gray_hold * 2.0**self._times, longest)
+        self.until = now + seconds
+        return seconds
+
+    def is_over(self, now: float) -> bool:
+        """Whether it has waited long enough."""
+        return self.until is not None and now >= self.until
+
+    def look_again(self, now: float) -> None:
+        """It could not be spared: its traffic judges it all the time, and only for as long as that is no better."""
+        self.until = now + self.config.gray_hold
+
+    def give_back(self, now: float) -> None:
+        """Another chance: only traffic can tell."""
+        self._returned = now
+        self.forgive()
+
+    def forgive(self) -> None:
+        """It is as good as others."""
+        self.found, self.until = False, None

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 
 from qpd.core.config import PlannerConfig
-from qpd.core.health import Health
+from qpd.core.health import Grayness, Health
 from qpd.core.routes import Legs
 from qpd.model import PATHS_MAX, Address, NextHopKey, Path, PathState, Reason
 
@@ -22,9 +22,6 @@ class PathRecord:
         "drained",
         "fib_dead",
         "gray",
-        "gray_returned",
-        "gray_times",
-        "gray_until",
         "health",
         "host_name",
         "id",
@@ -82,14 +79,7 @@ class PathRecord:
         """What the tap's last report says of when its session came Up; until it has been judged."""
         self.fib_dead = False
         """The main table cannot know that it is dead: BFD or the neighbour told, and it has not served since."""
-        self.gray = False
-        """It loses or delays more than its siblings."""
-        self.gray_until: float | None = None
-        """Taken out of service for that until then; None: it may serve."""
-        self.gray_times = 0
-        """How often in a row it was gray again soon after its return."""
-        self.gray_returned: float | None = None
-        """When it was last given another chance."""
+        self.gray = Grayness(config)
         self.served = False
         """It was in the word of living paths: QPs may call it their home."""
 
@@ -223,5 +213,5 @@ class Registry:
             since=record.since,
             sole=self.sole(record),
             aliases=tuple(address for address in record.addresses if address != record.key.address),
-            gray=record.gray,
+            gray=record.gray.found,
         )

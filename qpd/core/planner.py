@@ -8,7 +8,7 @@ living paths before anything else, everything is written before something points
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_network
 from math import gcd
 from typing import Any
@@ -31,6 +31,7 @@ from qpd.core.neighbours import ADDRESSES_MAX, Neighbours, best_next_hop
 from qpd.core.override import OverrideBook
 from qpd.core.paths import PathRecord, Registry
 from qpd.core.routes import Legs, RouteTable
+from qpd.core.written import Written
 from qpd.model import (
     DESTINATIONS_MAX,
     GROUPS_MAX,
@@ -39,13 +40,10 @@ from qpd.model import (
     PATHS_MAX,
     TABLES_MAX,
     Address,
-    AttachUplink,
     BfdSession,
     BfdSessionsRead,
-    DetachUplink,
     DrainAsked,
     EraseOverrides,
-    ErasePath,
     Event,
     FrrBack,
     FrrLost,
@@ -68,20 +66,15 @@ from qpd.model import (
     Route,
     RouteChanged,
     RouteGone,
-    SetLiving,
     TapReported,
     Tell,
     Tick,
-    WriteNeighbours,
-    WriteNextHops,
     WriteOverrides,
-    WritePath,
 )
 
 __all__ = ["Adopted", "Destination", "Planner", "PlannerConfig", "UnknownPath"]
 
 WEIGHT_MAX = 0xFFFF
-_DOUBLINGS_MAX = 30
 _LIMITS = {"paths": PATHS_MAX, "groups": GROUPS_MAX, "tables": TABLES_MAX, "destinations": DESTINATIONS_MAX}
 _KINDS = {PathState.UP: "path-up", PathState.DOWN: "path-down", PathState.HOLD: "path-hold"}
 
@@ -124,14 +117,7 @@ class Planner:
         self._frr_lost: set[str] = set()
         self._lingering: set[PathRecord] = set()
         self._order = Order({}, {})
-        # What is written.
-        self._word = adopted.living or 0
-        self._word_written = False
-        self._paths_written: dict[int, tuple[int, bool, Address] | None] = {}
-        self._uplinks: dict[int, str] = {}
-        self._uplinks_found = dict(adopted.uplinks)
-        self._macs: dict[tuple[int, str], int] | None = None
-        self._next_hops: dict[tuple[int, Address], int] | None = None
+        self._written = Written(adopted)
         self._told_limits: set[str] = set()
         # What must be looked at again.
         self._ready = False
@@ -178,7 +164,7 @@ class Planner:
     @property
     def living(self) -> int:
         """The word of living paths, as last written."""
-        return self._word
+        return self._written.word
 
     @property
     def overrides(self) -> Mapping[Network, tuple[Any, ...]]:
@@ -188,7 +174,9 @@ class Planner:
     @property
     def uplinks(self) -> tuple[Link, ...]:
         """The interfaces that carry the classifier, by index."""
-        return tuple(self._links[ifindex] for ifindex in sorted(self._uplinks) if ifindex in self._links)
+        return tuple(
+            self._links[ifindex] for ifindex in sorted(self._written.uplinks) if ifindex in self._links
+        )
 
     @property
     def drained(self) -> frozenset[NextHopKey]:
@@ -210,7 +198,7 @@ class Planner:
         times = [
             record.health.hold_until for record in self._registry if record.health.hold_until is not None
         ]
-        times += [record.gray_until for record in self._registry if record.gray_until is not None]
+        times += [record.gray.until for record in self._registry if record.gray.until is not None]
         times += [
             record.linger_until
             for record in self._lingering
@@ -235,7 +223,11 @@ class Planner:
                 continue
             group = self._book.group(number)
             orders = None if group is None else self._book.orders(group.table)
-            return None if group is None or orders is None else Destination(prefix, group, orders, self._word)
+            return (
+                None
+                if group is None or orders is None
+                else Destination(prefix, group, orders, self._written.word)
+            )
         return None
 
     # --- events -----------------------------------------------------------------------------------------------------
@@ -425,17 +417,12 @@ class Planner:
     def _take_gray(self, path: int, detail: Mapping[str, Any], now: float) -> None:
         record = self._registry.by_id(path)
         # What arrives by it may be found lossy first, and what leaves later: that is what drains it.
-        if record is None or record.gray_until is not None:
+        if record is None or record.gray.until is not None:
             return
-        record.gray = True
+        record.gray.found = True
         told = {**_named(record), **detail, "action": "report"}
         if self.config.gray_drain and detail.get("direction") == "out":
-            returned = record.gray_returned
-            again = returned is not None and now - returned < self.config.stable_after
-            record.gray_times = min(record.gray_times + 1, _DOUBLINGS_MAX) if again else 0
-            hold = self.config.gray_hold * 2.0**record.gray_times
-            record.gray_until = now + min(hold, max(self.config.gray_hold, self.config.gray_hold_max))
-            told |= {"action": "drain", "hold_s": round(record.gray_until - now, 3)}
+            told |= {"action": "drain", "hold_s": round(record.gray.hold(now), 3)}
             if not self._spared(record):
                 told["action"] = "kept: no other path"
         self._tells.append(Tell("path-gray", told))
@@ -444,27 +431,21 @@ class Planner:
     def _end_gray(self, path: int) -> None:
         """It is as good as others, as its own traffic shows: it has been serving, so that nothing has to change."""
         record = self._registry.by_id(path)
-        if record is not None and record.gray:
+        if record is not None and record.gray.found:
             self._tells.append(Tell("path-gray-over", _named(record)))
-            self._forgive(record)
-
-    def _forgive(self, record: PathRecord) -> None:
-        record.gray, record.gray_until = False, None
-        self._touched.add(record)
+            record.gray.forgive()
+            self._touched.add(record)
 
     def _retry_gray(self, now: float) -> None:
-        """Give paths that have been out of service for long enough another chance: only traffic can tell."""
         for record in self._registry:
-            if record.gray_until is None or now < record.gray_until:
+            if not record.gray.is_over(now):
                 continue
-            if (
-                record.state is PathState.UP
-            ):  # could not be spared, so it is judged by its traffic all the time
-                record.gray_until = now + self.config.gray_hold
+            if record.state is PathState.UP:
+                record.gray.look_again(now)
                 continue
-            record.gray_returned = now
+            record.gray.give_back(now)
             self._tells.append(Tell("path-gray-over", _named(record)))
-            self._forgive(record)
+            self._touched.add(record)
 
     def _spared(self, record: PathRecord) -> bool:
         """Whether another path that is well reaches what several paths reach: the last of them is never taken away.
@@ -479,7 +460,7 @@ class Planner:
     @staticmethod
     def _well(record: PathRecord) -> bool:
         return (
-            record.health.serving and not record.drained and record.gray_until is None and bool(record.legs)
+            record.health.serving and not record.drained and record.gray.until is None and bool(record.legs)
         )
 
     # --- settling ---------------------------------------------------------------------------------------------------
@@ -643,10 +624,7 @@ class Planner:
         self._touched.discard(record)
         self._registry.remove(record)
         self._renamed = self._relinked = self._remapped = self._reordered = True
-        if record.id not in self._paths_written:
-            return []
-        del self._paths_written[record.id]
-        return [ErasePath(record.id)]
+        return self._written.erase_path(record.id)
 
     def _choose_next_hops(self) -> None:
         """Which of its neighbour's addresses each path is written with."""
@@ -701,8 +679,8 @@ class Planner:
         touched = {*self._touched, *self._due(now)}
         # Whether a gray path can be spared hangs on how the others are: those first.
         if touched:
-            touched.update(record for record in self._registry if record.gray_until is not None)
-        for record in sorted(touched, key=lambda record: (record.gray_until is not None, record.id)):
+            touched.update(record for record in self._registry if record.gray.until is not None)
+        for record in sorted(touched, key=lambda record: (record.gray.until is not None, record.id)):
             if record in self._held_down:
                 self._held_down.discard(record)
                 self._bfd.assume_seen(record)
@@ -713,8 +691,8 @@ class Planner:
             if record.health.hold_until is None:
                 record.fib_dead = unseen
             state, reason = self._state(record)
-            if state is PathState.DOWN and record.gray_until is None:
-                record.gray = False
+            if state is PathState.DOWN and record.gray.until is None:
+                record.gray.forgive()
             if (state, reason) != (record.state, record.reason):
                 self._change(record, state, reason, now)
             affected.update(record.legs)
@@ -762,7 +740,7 @@ class Planner:
             return PathState.DOWN, Reason.NO_ROUTE
         if record.health.hold_until is not None:
             return PathState.HOLD, Reason.HOLD_UP
-        if record.gray_until is not None and self._spared(record):
+        if record.gray.until is not None and self._spared(record):
             return PathState.DRAINED, Reason.GRAY
         return PathState.UP, Reason.NONE
 
@@ -806,17 +784,12 @@ class Planner:
     # --- operations -------------------------------------------------------------------------------------------------
 
     def _life(self) -> tuple[list[Operation], list[Operation]]:
-        """The word of living paths: what dies at once, what lives once everything it may point to is written."""
         word = 0
         for record in self._registry:
             if record.state is PathState.UP:
                 word |= 1 << record.id
                 record.served = True
-        surviving = self._word & word
-        dead: list[Operation] = [SetLiving(surviving)] if surviving != self._word else []
-        living: list[Operation] = [SetLiving(word)] if word != surviving or not self._word_written else []
-        self._word, self._word_written = word, True
-        return dead, living
+        return self._written.settle_life(word)
 
     def _settle_overrides(self, legs: Iterable[Legs]) -> list[Operation]:
         changed = {**self._prefixes, **self._routes.moved}
@@ -835,25 +808,11 @@ class Planner:
         return operations
 
     def _write_paths(self) -> tuple[list[Operation], list[Operation]]:
-        """Entries that must be there before groups use them, and those that may claim to be alone only afterwards."""
-        early: list[Operation] = []
-        late: list[Operation] = []
         if not self._relinked:
-            return early, late
-        for record in self._registry:
-            if not record.ifindex:
-                continue
-            path = self._registry.view(record)
-            before = self._paths_written.get(record.id)
-            now = (path.ifindex, path.sole, path.next_hop)
-            if before is not None and before[1] < path.sole:
-                if (before[0], before[2]) != (now[0], now[2]):
-                    early.append(WritePath(replace(path, sole=False)))
-                late.append(WritePath(path))
-            elif before != now:
-                early.append(WritePath(path))
-            self._paths_written[record.id] = now
-        return early, late
+            return [], []
+        return self._written.settle_paths(
+            self._registry.view(record) for record in self._registry if record.ifindex
+        )
 
     def _settle_uplinks(self) -> list[Operation]:
         if not self._relinked:
@@ -866,18 +825,7 @@ class Planner:
         links = [
             link for link in map(self._link_names.get, sorted(names)) if link and self._may_be_uplink(link)
         ]
-        wanted = {link.ifindex: link.name for link in links}
-        attached: list[Operation] = []
-        for ifindex, name in wanted.items():
-            if self._uplinks.get(ifindex) != name:
-                attached.append(AttachUplink(ifindex, name))
-        detached: list[Operation] = []
-        for ifindex, name in {**self._uplinks_found, **self._uplinks}.items():
-            if ifindex not in wanted:
-                detached.append(DetachUplink(ifindex, name))
-        self._uplinks_found = {}
-        self._uplinks = wanted
-        return attached + detached
+        return self._written.settle_uplinks({link.ifindex: link.name for link in links})
 
     def _settle_groups(self, uplinks_changed: bool) -> list[Operation]:
         """Groups, tables and destinations for all prefixes that must be looked at again."""
@@ -910,7 +858,7 @@ class Planner:
             if target is not None:
                 lengths[prefix.version].add(prefix.prefixlen)
         for legs in self._keyless:
-            outside = not any(hop.ifindex in self._uplinks for hop in legs.next_hops)
+            outside = not any(hop.ifindex in self._written.uplinks for hop in legs.next_hops)
             if outside and not uplinks_changed:
                 continue
             for prefix in legs.prefixes:
@@ -941,13 +889,7 @@ class Planner:
                     macs[record.ifindex, mac] = record.id
                 if record.ifindex and self.config.bfd and guard in {None, address}:
                     next_hops[record.ifindex, address] = record.id
-        operations: list[Operation] = []
-        if macs != self._macs:
-            operations.append(WriteNeighbours(dict(macs)))
-        if next_hops != self._next_hops:
-            operations.append(WriteNextHops(dict(next_hops)))
-        self._macs, self._next_hops = macs, next_hops
-        return operations
+        return self._written.settle_neighbours(macs, next_hops)
 
     def _tell_limits(self) -> None:
         limits = set(self._book.limits)
@@ -977,7 +919,7 @@ class Planner:
     def _adopt(self, number: int, key: NextHopKey, adopted: Adopted) -> None:
         record = self._registry.add(key, 0.0, number)
         assert record is not None
-        self._paths_written[number] = None
+        self._written.adopt(number)
         record.served = True
         record.drained = key in adopted.drained
         if adopted.living is not None and not record.drained and not adopted.living >> number & 1:
