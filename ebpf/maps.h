@@ -244,7 +244,7 @@ struct event_cm {
 
 /* What the program `tell` is given, behind 14 octets that PROG_TEST_RUN wants for an Ethernet header: fields of a living
  * entry to set, here where packets count in it. It returns enum told. */
-enum tell_fields { TELL_PEER = 1, TELL_HOME = 2 };
+enum tell_fields { TELL_PEER = 1, TELL_HOME = 2, TELL_LIFE = 4 };
 enum told { TOLD_DONE, TOLD_WAITS, TOLD_NO_ENTRY, TOLD_REFUSED, TOLD_MALFORMED };
 
 struct tell {
@@ -253,8 +253,8 @@ struct tell {
 	__u32 fields;  /* enum tell_fields, added up */
 	__u32 peer_qp; /* 0: forget it */
 	__u32 home; /* a path id; NO_PATH: forget a wish that waits. Only a member of the QP's group, and not on ingress */
-	__u32 idle_us; /* move home at once if the QP has been silent for that long, else in its first such silence */
-	__u32 pad;
+	__u32 idle_us;  /* move home at once if the QP has been silent for that long, else in its first such silence */
+	__u32 restarts; /* TELL_LIFE: only where this is the entry's, so that nothing is told of a life that is over */
 };
 
 /* What the tap has found about a path. */

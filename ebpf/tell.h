@@ -35,6 +35,8 @@ static __always_inline enum told tell_entry(struct __sk_buff *skb, struct counte
 		qp = arrivals.lookup(&tell.key);
 	if (!qp)
 		return TOLD_NO_ENTRY;
+	if (tell.fields & TELL_LIFE && qp->restarts != tell.restarts)
+		return TOLD_REFUSED;
 	if (tell.fields & TELL_PEER && qp->peer_qp != tell.peer_qp) {
 		qp->peer_qp = tell.peer_qp & PSN_MASK;
 		qp->stamp_ns = 0;

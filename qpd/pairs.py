@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from qpd.core.cm import CmBook, Connection, End
+from qpd.core.cm import CmBook, Connection
 from qpd.core.pairing import Found, Pair, Pairing, QpName
 from qpd.core.sighting import SIGHTING, Look, Records
 from qpd.core.symmetry import Directions, follow
@@ -23,16 +24,21 @@ from qpd.kernel.maps import Maps, Side
 from qpd.kernel.tell import Told
 from qpd.model import NO_PATH, CmMessage, Path, QueuePairKey, Tell
 
-_RC = 0
-"""Opcode >> 5 of the reliable connection service: the one whose answers tell."""
 _LOWEST_QP = 2
 """QPs 0 and 1 are for management."""
 _TICKS = 0.008
 """The kernel's coarse clock may be two timer ticks late."""
 _UNSEEN_MAX = 4096
 
-SetPeer = Callable[[QueuePairKey, Side, int], Told]
 SetHome = Callable[[QueuePairKey, int, float], Told]
+
+
+class SetPeer(Protocol):
+    """As :meth:`qpd.kernel.tell.Teller.set_peer`."""
+
+    def __call__(self, key: QueuePairKey, side: Side, peer_qp: int, *, restarts: int | None = None) -> Told:
+        """Tell one entry."""
+
 
 _PLACE = np.dtype([("home", "u1"), ("wish", "u1"), ("path", "u1"), ("moves", "u4")])
 
@@ -112,8 +118,8 @@ class PairKeeper:
 
     def _set_both(self, connection: Connection, *, connected: bool) -> bool:
         """False: an entry is missing; then neither is set."""
-        near, far = _key(connection.near), _key(connection.far)
-        peers = (connection.far.qp, connection.near.qp) if connected else (0, 0)
+        near, far = connection.near, connection.far
+        peers = (far.dest_qp, near.dest_qp) if connected else (0, 0)
         if self._set_peer(near, "arrivals", peers[0]) is not Told.DONE:
             return False
         if self._set_peer(far, "qps", peers[1]) is Told.DONE:
@@ -129,7 +135,9 @@ class PairKeeper:
         sightings, places = [np.zeros(0, SIGHTING)], [np.zeros(0, _PLACE)]
         for keys, values in self._maps.scan(side):
             spoke = (values["next_psn"] | values["acked_psn"]) & layout.PSN_KNOWN != 0
-            wanted = np.flatnonzero(spoke & (values["transport"] == _RC) & (keys["dest_qp"] >= _LOWEST_QP))
+            # The service whose answers tell.
+            reliable = values["transport"] == layout.Transport.RC
+            wanted = np.flatnonzero(spoke & reliable & (keys["dest_qp"] >= _LOWEST_QP))
             if len(wanted):
                 sightings.append(_sighted(keys[wanted], values[wanted], side))
                 places.append(_placed(values[wanted]))
@@ -142,8 +150,15 @@ class PairKeeper:
         for half in found.halves:
             self._set_peer(_named(half.name), "arrivals" if half.arrives else "qps", 0)
         for pair in found.stated:
-            self._set_peer(_named(pair.near), "arrivals", pair.far.qp)
-            self._set_peer(_named(pair.far), "qps", pair.near.qp)
+            self._state(pair)
+
+    def _state(self, pair: Pair) -> None:
+        """Unless one of the numbers has had a new life since the look."""
+        near, far = _named(pair.near), _named(pair.far)
+        if self._set_peer(near, "arrivals", pair.far.qp, restarts=pair.restarts[0]) is not Told.DONE:
+            return
+        if self._set_peer(far, "qps", pair.near.qp, restarts=pair.restarts[1]) is not Told.DONE:
+            self._set_peer(near, "arrivals", 0)
 
     def _follow(
         self,
@@ -182,6 +197,7 @@ def _sighted(keys: Records, values: Records, side: Side) -> Records:
     sighted["life"] = values["first_seen_ns"] ^ values["restarts"].astype(np.uint64) * np.uint64(
         0x9E3779B97F4A7C15
     )
+    sighted["restarts"] = values["restarts"]
     sighted["peer_qp"] = values["peer_qp"]
     sighted["request_psn"] = _psn(values["next_psn"], 1)
     asked = values["next_psn"] & layout.PSN_KNOWN != 0
@@ -208,10 +224,6 @@ def _placed(values: Records) -> npt.NDArray[np.void]:
 
 def _named(name: QpName) -> QueuePairKey:
     return QueuePairKey(name.vni, layout.unpack_address(name.host), name.qp)
-
-
-def _key(end: End) -> QueuePairKey:
-    return QueuePairKey(end.vni, end.host, end.qp)
 
 
 def _described(pair: Pair) -> dict[str, object]:

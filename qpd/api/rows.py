@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,9 @@ import numpy.typing as npt
 
 from qpd.api.queries import QpFilter
 from qpd.api.schemas import Direction, QpRow, QpState, Transport
+from qpd.kernel import layout
 from qpd.kernel.layout import PSN_KNOWN, pack_address, unpack_address
 from qpd.model import NO_GROUP, NO_PATH, Address
-
-
-class _Transport(IntEnum):
-    """Services by the highest three bits of the BTH's opcode (InfiniBand Architecture Specification 1, 9.2.1)."""
-
-    RC, UC, RD, UD, CNP, XRC = range(6)
-
 
 CHUNK = 500
 """Rows made at once: what an answer takes in memory, however long it is."""
@@ -222,11 +215,11 @@ def rows(
 # --- What sequence numbers and responses have told ----------------------------------------------------------------
 
 _TRANSPORTS: dict[int, Transport] = {
-    _Transport.RC: "rc",
-    _Transport.UC: "uc",
-    _Transport.RD: "rd",
-    _Transport.UD: "ud",
-    _Transport.XRC: "xrc",
+    layout.Transport.RC: "rc",
+    layout.Transport.UC: "uc",
+    layout.Transport.RD: "rd",
+    layout.Transport.UD: "ud",
+    layout.Transport.XRC: "xrc",
 }
 
 
@@ -243,8 +236,8 @@ class _Sequences:
 
 
 def _sequences(values: npt.NDArray[Any]) -> _Sequences:
-    reliable = values["transport"] == _Transport.RC
-    connected = reliable | (values["transport"] == _Transport.UC)
+    reliable = values["transport"] == layout.Transport.RC
+    connected = reliable | (values["transport"] == layout.Transport.UC)
     numbered = connected & ((values["next_psn"] | values["next_response"]) & PSN_KNOWN != 0)
     return _Sequences(reliable, numbered, numbered & reliable)
 

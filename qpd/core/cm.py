@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from qpd.model import Address, CmKind, CmMessage, Hook
+from qpd.model import Address, CmKind, CmMessage, Hook, QueuePairKey
 
 REQUESTS_MAX = 4096
 """Requests that wait for their reply."""
@@ -18,20 +18,11 @@ CONNECTIONS_MAX = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """One end of a connection. ``vni``: of the packets that go to it."""
-
-    vni: int
-    host: Address
-    qp: int
-
-
-@dataclass(frozen=True, slots=True)
 class Connection:
     """``near``: the QP at this leaf's host. ``far``: its partner."""
 
-    near: End
-    far: End
+    near: QueuePairKey
+    far: QueuePairKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +67,15 @@ class CmBook:
 
     def _connect(self, request: CmMessage, reply: CmMessage) -> Change:
         # Packets to a QP are in the network that messages to its host are in.
-        asker = End(reply.vni, request.src, request.qpn)
-        asked = End(request.vni, reply.src, reply.qpn)
+        asker = QueuePairKey(reply.vni, request.src, request.qpn)
+        asked = QueuePairKey(request.vni, reply.src, reply.qpn)
         leaves = request.hook is Hook.STEER
         made = Connection(asker, asked) if leaves else Connection(asked, asker)
-        if self._of.get((asker.host, asker.qp)) == made == self._of.get((asked.host, asked.qp)):
+        if self._of.get((asker.dst, asker.dest_qp)) == made == self._of.get((asked.dst, asked.dest_qp)):
             return Change()
-        ended = (*self._end(asker.host, asker.qp), *self._end(asked.host, asked.qp))
+        ended = (*self._end(asker.dst, asker.dest_qp), *self._end(asked.dst, asked.dest_qp))
         for end in (asker, asked):
-            self._of[end.host, end.qp] = made
+            self._of[end.dst, end.dest_qp] = made
         while len(self._of) > 2 * CONNECTIONS_MAX:
             host, qp = next(iter(self._of))
             self._end(host, qp)
@@ -93,9 +84,9 @@ class CmBook:
     def _end(self, host: Address, qp: int, other: Address | None = None) -> tuple[Connection, ...]:
         """End the connection of a QP, if it is one with the other host."""
         known = self._of.get((host, qp))
-        if known is None or (other is not None and other not in {known.near.host, known.far.host}):
+        if known is None or (other is not None and other not in {known.near.dst, known.far.dst}):
             return ()
         for end in (known.near, known.far):
-            if self._of.get((end.host, end.qp)) == known:
-                del self._of[end.host, end.qp]
+            if self._of.get((end.dst, end.dest_qp)) == known:
+                del self._of[end.dst, end.dest_qp]
         return (known,)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -87,6 +87,8 @@ class Pair:
 
     near: QpName
     far: QpName
+    restarts: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Of near's and far's entries: which lives of their numbers this is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -602,7 +604,8 @@ def _by_hosts(records: Records, wanted: Bools) -> dict[int, Records]:
 
 
 def _pair(arriving: np.void, leaving: np.void) -> Pair:
-    return Pair(_near(arriving), _far(leaving))
+    restarts = int(arriving["restarts"]), int(leaving["restarts"])
+    return Pair(_near(arriving), _far(leaving), restarts)
 
 
 def _near(arriving: np.void) -> QpName:

@@ -7,6 +7,7 @@ Numbers are in host byte order, addresses in network byte order, IPv4 mapped int
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -151,7 +152,7 @@ TELL = np.dtype(
         ("peer_qp", "u4"),
         ("home", "u4"),
         ("idle_us", "u4"),
-        ("pad", "V4"),
+        ("restarts", "u4"),
     ]
 )
 EVENT_PATH = np.dtype([("head", EVENT), ("up", "u4"), ("cause", "u4")])
@@ -258,6 +259,12 @@ MAPS: dict[str, MapLayout] = {
 PSN_KNOWN, PSN_MASK, STREAM_READ = 0x01000000, 0x00FFFFFF, 0x10000000
 """A field with a PSN has the bit PSN_KNOWN as soon as there is one. ``next_psn`` has STREAM_READ while the newest
 request is a READ, of ``read_octets``, that takes more PSNs than are known. Other bits are the kernel's own."""
+
+
+class Transport(IntEnum):
+    """Services by the highest three bits of the BTH's opcode (InfiniBand Architecture Specification 1, 9.2.1)."""
+
+    RC, UC, RD, UD, CNP, XRC = range(6)
 
 
 def rtt_bounds_ns() -> npt.NDArray[np.int64]:

@@ -16,7 +16,7 @@ from qpd.kernel import bpf, layout
 from qpd.kernel.maps import Side
 from qpd.model import NO_PATH, Hook, QueuePairKey
 
-_PEER, _HOME = 1, 2
+_PEER, _HOME, _LIFE = 1, 2, 4
 """``enum tell_fields`` of maps.h."""
 _HEADER = bytes(14)
 """PROG_TEST_RUN takes no less than an Ethernet header."""
@@ -38,9 +38,13 @@ class Teller:
     def __init__(self, pin: Path) -> None:
         self._fd = bpf.obj_get(pin)
 
-    def set_peer(self, key: QueuePairKey, side: Side, peer_qp: int) -> Told:
-        """The QP that speaks with this one, from the entry's ``src``; 0: none is known (any more)."""
-        return self._tell(key, side, _PEER, peer_qp=peer_qp)
+    def set_peer(self, key: QueuePairKey, side: Side, peer_qp: int, *, restarts: int | None = None) -> Told:
+        """The QP that speaks with this one, from the entry's ``src``; 0: none is known (any more).
+
+        ``restarts``: the entry's, when this was learned. Told.REFUSED: the number has had a new life since.
+        """
+        fields = _PEER if restarts is None else _PEER | _LIFE
+        return self._tell(key, side, fields, peer_qp=peer_qp, restarts=restarts or 0)
 
     def set_home(self, key: QueuePairKey, path: int, idle: float) -> Told:
         """Give a QP that leaves another home, once it has sent nothing for ``idle`` seconds (at most 4 294).
@@ -63,11 +67,12 @@ class Teller:
         peer_qp: int = 0,
         home: int = NO_PATH,
         idle: float = 0.0,
+        restarts: int = 0,
     ) -> Told:
         record = np.zeros(1, layout.TELL)
         record["key"] = np.frombuffer(layout.pack_qp_key(key), layout.QP_KEY)
         record["hook"] = Hook.STEER if side == "qps" else Hook.OBSERVE
         record["fields"] = fields
         record["peer_qp"], record["home"] = peer_qp, home
-        record["idle_us"] = round(idle * 1e6)
+        record["idle_us"], record["restarts"] = round(idle * 1e6), restarts
         return Told(bpf.prog_test_run(self._fd, _HEADER + record.tobytes(), room=0).retval)

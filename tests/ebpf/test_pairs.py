@@ -245,6 +245,15 @@ def test_a_new_life_of_the_number_has_no_peer_yet(
     ]
 
 
+def test_what_was_learned_of_a_life_that_is_over_is_not_told(classifier: Classifier, teller: Teller) -> None:
+    classifier.fabric(uplinks(1))
+    leave(classifier, *sends(100, 0x400000))
+    assert teller.set_peer(FROM_A, "qps", streams.A_QP, restarts=0) is Told.REFUSED
+    assert field(classifier, "peer_qp") == 0
+    assert teller.set_peer(FROM_A, "qps", streams.A_QP, restarts=1) is Told.DONE
+    assert field(classifier, "peer_qp") == streams.A_QP
+
+
 def test_where_a_life_of_the_number_begins(classifier: Classifier) -> None:
     classifier.fabric(uplinks(1))
     leave(classifier, *sends(100, 102, 101, 99, 103))

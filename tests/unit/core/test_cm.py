@@ -6,8 +6,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from qpd.core.cm import REQUESTS_MAX, Change, CmBook, Connection, End
-from qpd.model import CmKind, CmMessage, Hook
+from qpd.core.cm import REQUESTS_MAX, Change, CmBook, Connection
+from qpd.model import CmKind, CmMessage, Hook, QueuePairKey
 
 A, B, C = (ip_address(f"10.1.0.{last}") for last in (1, 2, 3))
 
@@ -25,7 +25,7 @@ def connect(book: CmBook, leaves: bool = True, *, asker: int = 17, asked: int = 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["asker's leaf", "asked one's leaf"])
 def test_a_reply_tells_both_qps(leaves: bool) -> None:
-    asker, asked = End(100, A, 17), End(100, B, 23)
+    asker, asked = QueuePairKey(100, A, 17), QueuePairKey(100, B, 23)
     wanted = Connection(asker, asked) if leaves else Connection(asked, asker)
     assert connect(CmBook(), leaves) == Change(wanted)
 
@@ -43,7 +43,7 @@ def test_packets_to_a_qp_are_in_its_hosts_network() -> None:
     book = CmBook()
     book.take(message(CmKind.REQ, A, B, Hook.STEER, vni=200, local_id=1, qpn=17))
     change = book.take(message(CmKind.REP, B, A, Hook.OBSERVE, vni=100, local_id=2, remote_id=1, qpn=23))
-    assert change.made == Connection(End(100, A, 17), End(200, B, 23))
+    assert change.made == Connection(QueuePairKey(100, A, 17), QueuePairKey(200, B, 23))
 
 
 def test_a_reply_to_nothing_or_to_another_says_nothing() -> None:
@@ -76,7 +76,7 @@ def test_a_number_that_is_connected_anew_ends_what_it_was() -> None:
     assert first is not None
     second = connect(book, asked=24, ids=2)
     assert second.ended == (first,)
-    assert second.made == Connection(End(100, A, 17), End(100, B, 24))
+    assert second.made == Connection(QueuePairKey(100, A, 17), QueuePairKey(100, B, 24))
 
 
 def test_requests_without_reply_do_not_pile_up() -> None:

@@ -62,7 +62,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "VERDICTS", "HOOKS", "LIVING_DAEMON", "LIVING_TAP",
         "LIVING_WORDS", "LOCKS", "EVENT_QP_NEW", "EVENT_PATH_STATE", "EVENT_QP_MOVED",
         "EVENT_CM", "PSN_KNOWN", "PSN_MASK", "STREAM_READ", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS",
-        "TELL_PEER", "TELL_HOME", *(f"TOLD_{told.name}" for told in Told),
+        "TELL_PEER", "TELL_HOME", "TELL_LIFE", *(f"TOLD_{told.name}" for told in Told),
         *(f"VERDICT_{verdict.name}" for verdict in model.Verdict),
         *(f"HOOK_{hook.name}" for hook in model.Hook),
         *(f"PLACEMENT_{placement.name}" for placement in model.Placement),
