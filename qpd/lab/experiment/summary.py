@@ -106,9 +106,16 @@ def summarize(meta: Mapping[str, Any], tables: Mapping[str, Sequence[Row]]) -> d
         for row in trials
         if row["status"] != "ok"
     ]
-    made = groups(trials)
-    used = {name for group in made for name in group.measures}
     experiment = meta["experiment"]
+    # In the order of the file, also where the first trial of a group has failed.
+    made = sorted(
+        groups(trials),
+        key=lambda group: (
+            experiment["sweep_values"].index(group.sweep),
+            experiment["conditions"].index(group.condition),
+        ),
+    )
+    used = {name for group in made for name in group.measures}
     return {
         "version": VERSION,
         **meta,

@@ -161,7 +161,7 @@ def _dots(data: Data, measures: Sequence[Measure], title: str) -> Plot:
         cell.set_axis_off()
     if data.sweeps != [""]:
         handles = [Patch(color=colour(data.conditions, name), label=name) for name in data.conditions]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
     caption = (
         "Each repetition is a dot; the bar is the mean with its 95 % confidence interval (Student's t)."
         " Hollow dots are lower bounds: what was measured lasted until the fault was undone."
@@ -270,7 +270,7 @@ def iteration_times(data: Data) -> Plot | None:
     for cell in cells[len(chosen) :]:
         cell.set_axis_off()
     handles = [Patch(color=colour(data.conditions, name), label=name) for name in data.conditions]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
     caption = (
         "Distribution over all iterations of all repetitions. Below it, the mean with its 95 % confidence interval; "
         "a repetition counts as one measurement, since its iterations share their paths."
@@ -397,10 +397,11 @@ def loads(data: Data) -> Plot | None:
 def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
     links = list(dict.fromkeys(row["link"] for row in rows))
     top = 0.0
-    for link in links:
+    for index, link in enumerate(links):
         times, rates = _rates([row for row in rows if row["link"] == link])
         label = link.partition(":")[2] if len({one.partition(":")[0] for one in links}) == 1 else link
-        axes.plot(times, rates, color=colour(links, link), linewidth=1.3, label=label)
+        # Ever thinner: of links that carry the same, all are seen.
+        axes.plot(times, rates, color=colour(links, link), linewidth=max(1.0, 3.0 - 0.7 * index), label=label)
         top = max(top, max(rates, default=0.0))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
     return top
