@@ -17,6 +17,7 @@ from qpd.model import Address, BfdState, NextHopKey
 DATA = Path(__file__).parents[2] / "data" / "frr"
 PEER = IPv4Address("10.77.0.1")
 LINK_LOCAL = IPv6Address("fe80::d460:3eff:feb3:67b3")
+LINK_LOCAL_10_3 = IPv6Address("fe80::7c36:5ff:fed9:ede0")
 
 
 def text(name: str) -> str:
@@ -32,10 +33,18 @@ def nowhere(address: Address) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("answer", ["bfd-8.4.4-up", "bfd-9.1", "bfd-10.7"])
-def test_sessions_of_every_release_are_the_same(answer: str) -> None:
+@pytest.mark.parametrize(
+    ("answer", "unnumbered"),
+    [
+        ("bfd-8.4.4-up", LINK_LOCAL),
+        ("bfd-9.1", LINK_LOCAL),
+        ("bfd-10.3-up", LINK_LOCAL_10_3),
+        ("bfd-10.7", LINK_LOCAL),
+    ],
+)
+def test_sessions_of_every_release_are_the_same(answer: str, unnumbered: IPv6Address) -> None:
     found = {(s.interface, s.peer): s for s in parse_sessions(text(answer), nowhere)}
-    assert set(found) == {("n0", PEER), ("n1", LINK_LOCAL)}
+    assert set(found) == {("n0", PEER), ("n1", unnumbered)}
     for session in found.values():
         assert session.state is BfdState.UP
         assert session.diagnostic == "ok"
@@ -44,8 +53,9 @@ def test_sessions_of_every_release_are_the_same(answer: str) -> None:
     assert found["n0", PEER].local == IPv4Address("10.77.0.0")
 
 
-def test_a_session_that_went_down_says_why_and_has_no_detection_time() -> None:
-    (down,) = (s for s in parse_sessions(text("bfd-8.4.4-down"), nowhere) if s.interface == "n0")
+@pytest.mark.parametrize("answer", ["bfd-8.4.4-down", "bfd-10.3-down"])
+def test_a_session_that_went_down_says_why_and_has_no_detection_time(answer: str) -> None:
+    (down,) = (s for s in parse_sessions(text(answer), nowhere) if s.interface == "n0")
     assert down.state is BfdState.DOWN
     assert down.diagnostic == "control detection time expired"
     assert down.detection_time is None
@@ -82,10 +92,13 @@ def test_bgpd_likewise(answer: str) -> None:
         parse_peers(answer)
 
 
-def test_numbered_and_unnumbered_peers_are_named() -> None:
-    assert PeerNames().update(parse_peers(text("bgp-8.4.4-up")), n0) == {
+@pytest.mark.parametrize(
+    ("answer", "unnumbered"), [("bgp-8.4.4-up", LINK_LOCAL), ("bgp-10.3-up", LINK_LOCAL_10_3)]
+)
+def test_numbered_and_unnumbered_peers_are_named(answer: str, unnumbered: IPv6Address) -> None:
+    assert PeerNames().update(parse_peers(text(answer)), n0) == {
         NextHopKey("n0", PEER): "east",
-        NextHopKey("n1", LINK_LOCAL): "east",
+        NextHopKey("n1", unnumbered): "east",
     }
 
 
