@@ -30,7 +30,7 @@ __all__ = ["AttachError", "Classifier", "ClassifierError", "InterfaceGoneError",
 
 _log = structlog.get_logger(__name__)
 
-_LOAD_TIMEOUT = 60.0
+_LOAD_TIMEOUT = 180.0
 """Seconds for a cold compile on a busy machine; half a second is usual."""
 _LAST_LINES = 40
 

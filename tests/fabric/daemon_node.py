@@ -52,7 +52,7 @@ class DaemonNode:
     def write_config(self, extra: Mapping[str, Any] | None = None) -> None:
         self.config.write_text(yaml.safe_dump(self.settings(extra or {})))
 
-    def start(self, extra: Mapping[str, Any] | None = None, deadline: float = 90.0) -> None:
+    def start(self, extra: Mapping[str, Any] | None = None, deadline: float = 120.0) -> None:
         """Start the daemon and wait until it steers."""
         self.write_config(extra)
         with self.log.open("ab") as log:

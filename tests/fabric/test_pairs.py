@@ -26,7 +26,7 @@ from .judge import until
 
 pytestmark = [pytest.mark.frr, pytest.mark.timeout(400)]
 
-START = 90.0
+START = 120.0
 """Seconds for several daemons to compile on two busy cores."""
 PATIENCE = 90.0
 QUIET = {"reconcile_interval": 3600, "idle_after": 3600}

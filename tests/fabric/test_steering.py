@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.frr]
 
 QPS = range(0x100, 0x120)
 RATE = 100.0
-START = 90.0
+START = 120.0
 """Seconds for several daemons to compile on two busy cores."""
 QUIET = {"reconcile_interval": 3600, "idle_after": 3600}
 """What follows a change follows from its event; and on a slow machine no QP is taken for idle between two looks."""
