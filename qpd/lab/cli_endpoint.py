@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from qpd.lab import rxe_mpi
 from qpd.lab.console import Lab, err, one_lab, out, uninterrupted
 from qpd.lab.errors import LabError
 from qpd.lab.fabric import Fabric
@@ -71,7 +72,16 @@ def _relay(stream: str, text: str) -> None:
 
 
 def _words(command: Sequence[str]) -> list[str]:
+    """The command of a guest, which may stand behind a --."""
+    _refuse_options(command[:1])
     return list(command[1:] if command[0] == "--" else command)
+
+
+def _refuse_options(words: Sequence[str]) -> None:
+    """What looks like an option where there can be none is qplab's own, in the wrong place."""
+    for word in words:
+        if word.startswith("-") and word != "--":
+            raise LabError(f"{word}: options of qplab stand before the hosts; those of a program behind a --")
 
 
 @app.command(context_settings=_PASS_ON)
@@ -86,8 +96,9 @@ def rxe(  # noqa: PLR0917 - one parameter an option
     name: Lab = None,
 ) -> None:
     """Run a command in a guest with rxe0 (GID index 1: RoCE v2, IPv4); the exit status is the command's."""
+    words = _words(command)
     with _guests(one_lab(name), [host], [address], memory, cpus) as (guest,):
-        status = guest.popen(*_words(command), sink=_relay).wait()
+        status = guest.popen(*words, sink=_relay).wait()
     raise typer.Exit(status if status >= 0 else 128 - status)
 
 
@@ -125,3 +136,31 @@ def allreduce(  # noqa: PLR0917 - one parameter an option
     with _guests(one_lab(name), hosts, [None] * len(hosts), memory, cpus) as guests:
         report = Ring(guests, qps=qps, elements=elements, rounds=rounds, seconds=seconds).wait()
     out.print_json(json.dumps(report.row()))
+
+
+@app.command(context_settings=_PASS_ON)
+def mpi(
+    hosts: Annotated[
+        list[str], typer.Argument(help="The hosts beside which the ranks stand, then -- and a program.")
+    ],
+    memory: Memory = "768M",
+    cpus: Cpus = 1,
+    name: Lab = None,
+) -> None:
+    """Run an MPI program over UCX and rxe0, one rank a guest; without one, an AllReduce whose sums are checked."""
+    places, program = _split(hosts)
+    if len(places) < 2:
+        raise LabError("an MPI program needs two hosts or more: HOST HOST [-- PROGRAM]")
+    program = program or list(rxe_mpi.ALLREDUCE)
+    if problem := rxe_mpi.missing(program):
+        raise LabError(problem)
+    with _guests(one_lab(name), places, [None] * len(places), memory, cpus) as guests:
+        status = rxe_mpi.Mpi(guests, program, _relay).wait()
+    raise typer.Exit(status if status >= 0 else 128 - status)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first --, and what stands behind it."""
+    at = words.index("--") if "--" in words else len(words)
+    _refuse_options(words[:at])
+    return list(words[:at]), list(words[at + 1 :])
