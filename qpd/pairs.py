@@ -197,7 +197,7 @@ def _sighted(keys: Records, values: Records, side: Side) -> Records:
     sighted["life"] = values["first_seen_ns"] ^ values["restarts"].astype(np.uint64) * np.uint64(
         0x9E3779B97F4A7C15
     )
-    sighted["restarts"] = values["restarts"]
+    sighted["restarts"], sighted["packets"] = values["restarts"], values["packets"]
     sighted["peer_qp"] = values["peer_qp"]
     sighted["request_psn"] = _psn(values["next_psn"], 1)
     asked = values["next_psn"] & layout.PSN_KNOWN != 0

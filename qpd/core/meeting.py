@@ -9,14 +9,19 @@ n and m of them the chance that one look states a wrong pair is
 
     (n + 1) * (m + 1) * spread / 2^24,
 
-and no pair is stated where that exceeds ``CHANCE_MAX`` (one in 65 536, if there *are* strangers who hide by meeting; a
-leaf that sees both directions of its hosts has none). All of it counts on PSNs that were drawn: see :func:`drawn`.
-Where they were not, or where too much is on its way, time tells instead (:mod:`qpd.core.pairing`).
+and strangers who are at work are somewhere else at every look, so it is multiplied by the looks at which the two have
+changed. No pair is stated where that exceeds ``CHANCE_MAX``: one in 65 536, so that strangers end up as a pair by one
+in 10 000 (1 + 1/2 + 1/3 … + 1/256 times as often), and only if there are such who hide by meeting; a leaf that sees
+both directions of its hosts has none. After ``YOUNG`` packets of an entry nothing is told by this any more.
+
+All of it counts on PSNs that were drawn: see :func:`drawn`. Where they were not, or where too much is on its way, time
+tells instead (:mod:`qpd.core.pairing`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +31,13 @@ from qpd.core.sighting import PSN_MASK, READ_LEAST, Bools, Numbers, Records, new
 NEAR = 256
 """Who is so many PSNs apart, or fewer, meets."""
 CHANCE_MAX = 2.0**-16
-CLOSE = 1024
-"""First PSNs that are so close to another one's, or to 0, may have been chosen instead of drawn."""
+YOUNG = 1 << 16
+CHOSEN = 1024
+"""First PSNs that are so close to 0 may have been chosen instead of drawn."""
+CLOSE = (8, 64, 512, 4096)
+"""Within these distances …"""
+CLOSE_CHANCE = 2e-4
+"""… more first PSNs than drawing leaves there but for this chance are no accident."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,7 @@ class Firsts:
 
     def __init__(self, psns: Numbers) -> None:
         known = np.sort(psns[psns >= 0])
+        self.count = len(known)
         self._round = np.concatenate((known - PSN_MASK - 1, known, known + PSN_MASK + 1))
 
     def around(self, psns: Numbers, distance: int) -> Numbers:
@@ -126,8 +137,20 @@ def drawn(psns: Numbers, of_partners: Numbers, of_hosts: Firsts, of_map: Firsts)
         of_hosts: those of all directions between the two hosts.
         of_map: those of all directions in the same map.
     """
-    partner = (of_partners >= 0) & (np.abs(newer(of_partners, psns)) <= CLOSE)
-    apart = of_hosts.around(psns, CLOSE) == 1 + partner
-    far = np.abs(newer(psns, np.zeros_like(psns))) > CLOSE
-    seems: Bools = apart & far & (of_map.around(psns, 0) == 1)
+    seems: Bools = (np.abs(newer(psns, np.zeros_like(psns))) > CHOSEN) & (of_map.around(psns, 0) == 1)
+    for distance in CLOSE:
+        own = 1 + ((of_partners >= 0) & (np.abs(newer(of_partners, psns)) <= distance))
+        usual = _at_most(of_hosts.count * (2 * distance + 1) / (PSN_MASK + 1))
+        seems &= of_hosts.around(psns, distance) - own <= usual
     return seems
+
+
+def _at_most(mean: float) -> int:
+    """What a Poisson variable of this mean (at most some hundreds) does not exceed but for CLOSE_CHANCE."""
+    count, term = 0, exp(-mean)
+    left = 1 - term
+    while left > CLOSE_CHANCE:
+        count += 1
+        term *= mean / count
+        left -= term
+    return count

@@ -33,7 +33,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from qpd.core.meeting import CHANCE_MAX, Firsts, drawn, meetings, only_each_other
+from qpd.core.meeting import CHANCE_MAX, YOUNG, Firsts, drawn, meetings, only_each_other
 from qpd.core.sighting import SIGHTING, Bools, Look, Numbers, Records, newer, newest_asked
 
 Counts = npt.NDArray[np.uint8]
@@ -325,8 +325,11 @@ class _Hosts:
             meetings(_read_before(self.rows, self.columns), self.columns.records, (rows, columns)),
             meetings(_read_before(self.columns, self.rows), self.rows.records, (columns, rows)),
         )
-        sure = met.chances <= CHANCE_MAX
+        changes = 1 + self.rows.moves[met.rows] + self.columns.moves[met.columns]
+        sure = met.chances * changes <= CHANCE_MAX
         sure &= rows[met.rows] & columns[met.columns] & (self.contradicted[met.rows, met.columns] < PROOFS)
+        sure &= (self.rows.records["packets"] < YOUNG)[met.rows]
+        sure &= (self.columns.records["packets"] < YOUNG)[met.columns]
         if not sure.any():
             return []
         begun = (

@@ -23,6 +23,7 @@ SIGHTING = np.dtype(
         ("qp", "u4"),
         ("life", "u8"),
         ("restarts", "u4"),
+        ("packets", "u8"),
         ("peer_qp", "u4"),
         ("first_psn", "i4"),
         ("request_psn", "i4"),
@@ -36,12 +37,12 @@ SIGHTING = np.dtype(
 
 ``local``, ``remote``: the host at this leaf and the other one (16 octets each). ``qp``: the number that its packets
 carry, of a QP at ``remote`` where they leave and at ``local`` where they arrive. ``life``: another value means
-another QP of the same number; ``restarts``: how often the kernel has seen that in this entry. ``peer_qp``: the
-partner, where it is known already; else 0. ``first_psn``, ``request_psn``: of the first and the newest request of
-this life; ``answered_psn``: up to where its packets answer the other direction's requests; -1: none was seen.
-``read_octets``: the newest request is a READ of so many octets, and takes more PSNs than are known; else 0. ``pmtu``:
-the path MTU of its packets as a power of two; 0: not known. ``trouble``: a count that moves with retransmissions and
-NAKs.
+another QP of the same number; ``restarts``: how often the kernel has seen that in this entry, and ``packets``: of all
+its lives. ``peer_qp``: the partner, where it is known already; else 0. ``first_psn``, ``request_psn``: of the first
+and the newest request of this life; ``answered_psn``: up to where its packets answer the other direction's requests;
+-1: none was seen. ``read_octets``: the newest request is a READ of so many octets, and takes more PSNs than are
+known; else 0. ``pmtu``: the path MTU of its packets as a power of two; 0: not known. ``trouble``: a count that moves
+with retransmissions and NAKs.
 """
 
 READ_LEAST = 8

@@ -42,6 +42,7 @@ class Entry:
 
     qp: int
     life: int = 1
+    packets: int = 0
     peer_qp: int = 0
     first_psn: int = -1
     request_psn: int = -1
@@ -49,6 +50,7 @@ class Entry:
     trouble: int = 0
 
     def request(self, psn: int) -> None:
+        self.packets += 1
         if self.first_psn < 0:
             self.first_psn = psn
         if self.request_psn >= 0 and newer(psn, self.request_psn) <= 0:
@@ -57,6 +59,7 @@ class Entry:
             self.request_psn = psn
 
     def answer(self, psn: int, refused: bool) -> None:
+        self.packets += 1
         self.trouble += refused
         if self.answered_psn < 0 or newer(psn, self.answered_psn) > 0:
             self.answered_psn = psn
@@ -285,6 +288,7 @@ def _records(entries: dict[int, Entry]) -> Records:
     for name in (
         "qp",
         "life",
+        "packets",
         "peer_qp",
         "first_psn",
         "request_psn",

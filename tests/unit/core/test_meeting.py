@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpd.core.meeting import CLOSE, NEAR, Firsts, Met, drawn, meetings, only_each_other
+from qpd.core.meeting import NEAR, Firsts, Met, drawn, meetings, only_each_other
 from qpd.core.sighting import PSN_MASK, SIGHTING, Bools, Records
 
 
@@ -89,14 +89,20 @@ def test_with_data_both_ways_both_have_to_meet() -> None:
     ("first", "partner", "others", "seems"),
     [
         pytest.param(5_000_000, -1, [9_000_000], True, id="apart"),
-        pytest.param(5_000_000, -1, [5_000_000 + CLOSE + 1], True, id="far enough"),
-        pytest.param(5_000_000, -1, [5_000_000 - CLOSE], False, id="close to another"),
+        pytest.param(5_000_000, -1, [5_000_000 + 520], True, id="far enough"),
+        pytest.param(5_000_000, -1, [5_000_000 - 500], False, id="close to another"),
         pytest.param(5_000_000, 5_000_000, [5_000_000], True, id="alike for the two ways of one pair"),
         pytest.param(0, -1, [], False, id="0"),
         pytest.param(1, -1, [], False, id="1"),
         pytest.param(PSN_MASK, -1, [], False, id="the last one"),
         pytest.param(2000, -1, [PSN_MASK], True, id="over the end"),
-        pytest.param(1500, -1, [600], False, id="close"),
+        pytest.param(5_000_000, -1, list(range(5_001_000, 5_004_000, 1000)), False, id="some not far"),
+        pytest.param(
+            5_000_000, -1, list(range(0, 1 << 24, 1 << 14)), True, id="as close as among a thousand"
+        ),
+        pytest.param(
+            5_000_000, -1, [5_000_004, 4_999_998, *range(0, 1 << 24, 1 << 14)], False, id="closer than that"
+        ),
     ],
 )
 def test_what_was_drawn(first: int, partner: int, others: list[int], seems: bool) -> None:
