@@ -85,7 +85,7 @@ class DaemonNode:
         self.process = None
         return status
 
-    def get(self, question: str, host: str | None = None) -> Any:
+    def get(self, question: str, host: str | None = None, method: str = "GET") -> Any:
         """The API's answer, or with ``host`` (ADDRESS:PORT) that of a server in the namespace; else text."""
         connection = http.client.HTTPConnection(host or "qpd", timeout=10)
         if host is None:
@@ -101,7 +101,7 @@ class DaemonNode:
                 self.namespace, lambda: socket.create_connection((address, int(port)), timeout=10)
             )
         try:
-            connection.request("GET", question)
+            connection.request(method, question)
             text = connection.getresponse().read().decode()
         finally:
             connection.close()
