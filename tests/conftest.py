@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -39,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Whoever ends the session, `timeout` or a shell that ignores SIGINT for its background jobs: fixtures clean up.
+        signal.signal(number, _interrupt)
     os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
     config.stash[_leftovers] = []
     config.stash[_counts] = Counter()
@@ -46,6 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if tally is not None:
         tally.parent.mkdir(parents=True, exist_ok=True)
         tally.write_text("")
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 # --- what cannot run here, and why
