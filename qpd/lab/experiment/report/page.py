@@ -31,6 +31,10 @@ pre { background: #f4f6f8; padding: .8rem 1rem; overflow-x: auto; font-size: .82
 """
 
 
+_MANIFOLD = -2.0
+"""Savings below this, three times as much, are told as such."""
+
+
 def write(directory: Path, summary: Mapping[str, Any], tables: Mapping[str, Sequence[Row]]) -> Path:
     """Write report.html into a run's directory."""
     file = directory / "report.html"
@@ -142,16 +146,22 @@ def _savings(summary: Mapping[str, Any]) -> Iterator[str]:
     lines = []
     for one in chosen:
         saving = one["saving"]
-        interval = "" if saving["low"] is None else f" ({saving['low']:.0%} – {saving['high']:.0%})"  # noqa: RUF001
+        # Of many times as much, a part of the baseline says nothing.
+        plain = saving["low"] is not None and saving["mean"] > _MANIFOLD
+        interval = f" ({saving['low']:.0%} – {saving['high']:.0%})" if plain else ""  # noqa: RUF001
         first = f'<td class="n">{escape(one["sweep"])}</td>' if swept else ""
         lines.append(
             f"<tr>{first}<td>{escape(one['condition'])}</td><td>{escape(BY_NAME[one['measure']].label)}</td>"
-            f'<td class="n">{saving["mean"]:.0%}<span class="ci">{interval}</span></td></tr>'
+            f'<td class="n">{_part(saving["mean"])}<span class="ci">{interval}</span></td></tr>'
         )
     head = f'<th class="n">{escape(label)}</th>' if swept else ""
     head += '<th>condition</th><th>of</th><th class="n">less, mean (95 %)</th>'
     yield f"<table><tr>{head}</tr>{''.join(lines)}</table>"
     yield '<p class="facts">Repetition by repetition: both have the same seed there. Negative: it needs more.</p>'
+
+
+def _part(saving: float) -> str:
+    return f"{saving:.0%}" if saving > _MANIFOLD else f"{1 - saving:.1f} times as much"
 
 
 def _meanings(data: Data) -> str:

@@ -21,6 +21,8 @@ TIERS = {"leaf": "leaf uplinks", "spine": "inter-site links"}
 EVENNESS = {f"{tier}_{what}" for tier in TIERS for what in ("max_to_mean", "jain")}
 _BIN = 0.1
 """Seconds: the width of a row's bin in raw/paths.csv."""
+_LOGARITHMIC = 50
+"""Times so far apart stand on a logarithmic axis: the short ones would all be 0."""
 _MOST_GROUPS = 3
 _MOST_QPS = 64
 """Most rows of a path strip: with more nothing could be told apart."""
@@ -217,6 +219,10 @@ def _limit(axes: Axes, measure: Measure, data: Data) -> None:
     ]
     _, high = axes.get_ylim()
     top = min(max(high, 1.08 * max(values)), 1.5 * max(values))
+    if measure.unit in {"ms", "s"} and min(values) > 0 and max(values) > _LOGARITHMIC * min(values):
+        axes.set_yscale("log")
+        axes.set_ylim(0.7 * min(values), 1.5 * max(values))
+        return
     if measure.name.endswith("_max_to_mean"):
         axes.set_ylim(0.95, max(1.1, top))
     elif measure.name.endswith("_jain"):
@@ -401,7 +407,7 @@ def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
         times, rates = _rates([row for row in rows if row["link"] == link])
         label = link.partition(":")[2] if len({one.partition(":")[0] for one in links}) == 1 else link
         # Ever thinner: of links that carry the same, all are seen.
-        axes.plot(times, rates, color=colour(links, link), linewidth=max(1.0, 3.0 - 0.7 * index), label=label)
+        axes.plot(times, rates, color=colour(links, link), linewidth=max(0.8, 2.2 - 0.45 * index), label=label)
         top = max(top, max(rates, default=0.0))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
     return top
