@@ -407,7 +407,9 @@ def _load_panel(axes: Axes, rows: Sequence[Row]) -> float:
         times, rates = _rates([row for row in rows if row["link"] == link])
         label = link.partition(":")[2] if len({one.partition(":")[0] for one in links}) == 1 else link
         # Ever thinner: of links that carry the same, all are seen.
-        axes.plot(times, rates, color=colour(links, link), linewidth=max(0.8, 2.2 - 0.45 * index), label=label)
+        axes.plot(
+            times, rates, color=colour(links, link), linewidth=max(0.8, 2.2 - 0.45 * index), label=label
+        )
         top = max(top, max(rates, default=0.0))
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
     return top
