@@ -7,9 +7,9 @@ import os
 import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -283,8 +283,7 @@ class Fabric:
         """Without netem, the loss of wide-area links is made where their packets arrive."""
         if wan.missing() is not None:
             for link, _ in wan.shaped_links(self.topology):
-                for end in link.ends:
-                    self._set_loss(end, 0.0)
+                self._set_loss(link.ends, 0.0)
 
     def start_frr(self, limit: float) -> None:
         """Start FRR on every router and give it its configuration; `limit` is a reading of time.monotonic()."""
@@ -429,39 +428,42 @@ class Fabric:
 
     def heal(self, link: Link) -> None:
         """Undo `cut` and `lose` on a link; nothing happens where neither was."""
+        self._set_loss(link.ends, 0.0)
         for end in link.ends:
-            self._set_loss(end, 0.0)
             self.exec(end.node, "ip", "link", "set", end.interface, "up")
         self._hurt.discard(link)
 
     def lose(self, link: Link, towards: str | None = None, probability: float = 1.0) -> None:
-        """Lose packets on the wire with carrier up: both ways, or only those that go towards one node.
+        """Lose packets on the wire with carrier up: both ways at one moment, or only those that go towards one node.
 
         What is lost is never seen by packet taps or tc programs of the receiving end. It comes on top of what a
         wide-area link loses by itself.
         """
         self._hurt.add(link)
-        for end in link.receivers(towards):
-            self._set_loss(end, probability)
+        self._set_loss(link.receivers(towards), probability)
 
     def stop_losing(self, link: Link, towards: str | None = None) -> None:
         """Undo `lose`, and nothing else, both ways or one."""
-        for end in link.receivers(towards):
-            self._set_loss(end, 0.0)
+        self._set_loss(link.receivers(towards), 0.0)
 
-    def _set_loss(self, end: Endpoint, probability: float) -> None:
-        """Lose what arrives at an end, and what its link loses by itself where no netem does that."""
-        if wan.missing() is not None:
-            link = next(one for one in self.topology.links_of(end.node) if end in one.ends)
-            own = self.shape(link.other(end.node)).loss_percent / 100
-            probability = 1 - (1 - probability) * (1 - own)
-        program = programs.load_lossy(probability) if probability > 0 else -1
-        try:
-            with rtnetlink.Socket(self.namespace(end.node)) as netlink:
-                netlink.set_xdp(end.interface, program)
-        finally:
-            if program >= 0:
-                os.close(program)
+    def _set_loss(self, ends: Sequence[Endpoint], probability: float) -> None:
+        """Lose what arrives at these ends, and what their links lose by themselves where no netem does that."""
+        own = [self._own_loss(end) for end in ends]
+        wanted = [1 - (1 - probability) * (1 - loss) for loss in own]
+        with closing(programs.LossSwitch(len(ends))) as switch:
+            # Attaching takes milliseconds an end: until all are there they lose what the links lose.
+            switch.set(own)
+            for end, program, loss in zip(ends, switch.programs, wanted, strict=True):
+                with rtnetlink.Socket(self.namespace(end.node)) as netlink:
+                    netlink.set_xdp(end.interface, program if loss > 0 else -1)
+            switch.set(wanted)
+
+    def _own_loss(self, end: Endpoint) -> float:
+        """The part of what arrives at an end that its wide-area link loses, where no netem does that."""
+        if wan.missing() is None:
+            return 0.0
+        link = next(one for one in self.topology.links_of(end.node) if end in one.ends)
+        return self.shape(link.other(end.node)).loss_percent / 100
 
     # -- wide-area links --------------------------------------------------------------------------------------------
 
@@ -479,8 +481,7 @@ class Fabric:
             self.apply_shape(end, shape)
             self._shapes[end] = shape
         if wan.missing() is not None:
-            for end in link.ends:
-                self._set_loss(end, 0.0)
+            self._set_loss(link.ends, 0.0)
 
     def apply_shape(self, end: Endpoint, shape: wan.Shape) -> None:
         """Make a port delay, lose and limit what it sends, for a while: `shape` goes on to say what it was.

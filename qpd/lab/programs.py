@@ -2,12 +2,14 @@
 
 `forget_hash` runs at the ingress of every underlay interface: a veth carries `skb->hash` of the sender's socket or
 inner flow across what would be a wire, and the receiver's multipath hash would use it.
-`lossy` runs as generic XDP, before any tc hook and before any packet tap sees the packet, as if the wire had lost it.
+`lossy` runs as generic XDP, before any tc hook and before any packet tap sees the packet, as if the wire had lost it; a
+`LossSwitch` lets several of them begin at one moment.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Sequence
@@ -19,8 +21,9 @@ _XDP_DROP, _XDP_PASS = 1, 2
 _TC_ACT_UNSPEC = -1
 """Tells TCX and clsact alike to go on with the next program."""
 
-# Opcodes: class, operation and source together, from linux/bpf_common.h.
-_MOV64_IMM, _RSH64_IMM, _JGE_IMM, _CALL, _EXIT = 0xB7, 0x77, 0x35, 0x85, 0x95
+# Opcodes (class, operation and source) from linux/bpf_common.h; a pseudo source says that the immediate is a map.
+_LD_IMM64, _LDX_W, _MOV64_IMM, _RSH64_IMM, _JGE, _CALL, _EXIT = 0x18, 0x61, 0xB7, 0x77, 0x3D, 0x85, 0x95
+_PSEUDO_MAP_VALUE = 2
 
 
 def _instruction(opcode: int, dst: int = 0, src: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
@@ -40,18 +43,15 @@ def forget_hash_code() -> bytes:
     )
 
 
-def lossy_code(probability: float) -> bytes:
-    """Drop with this probability (1.0: everything), else pass."""
-    if not 0.0 < probability <= 1.0:
-        raise ValueError(f"probability {probability}: give more than 0, at most 1")
-    if probability == 1.0:
-        return _instruction(_MOV64_IMM, dst=0, immediate=_XDP_DROP) + _instruction(_EXIT)
-    threshold = int(probability * 2**31)
+def lossy_code(table: int, offset: int) -> bytes:
+    """Drop where 31 random bits are less than the u32 at this offset of the map's one value, else pass."""
     return (
-        _instruction(_CALL, immediate=_HELPER_GET_PRANDOM_U32)
-        # An immediate is signed: compare 31 bits, or half of the range would be negative.
+        _instruction(_LD_IMM64, dst=1, src=_PSEUDO_MAP_VALUE, immediate=table)
+        + _instruction(0, immediate=offset)
+        + _instruction(_LDX_W, dst=6, src=1)
+        + _instruction(_CALL, immediate=_HELPER_GET_PRANDOM_U32)
         + _instruction(_RSH64_IMM, dst=0, immediate=1)
-        + _instruction(_JGE_IMM, dst=0, offset=2, immediate=threshold)
+        + _instruction(_JGE, dst=0, src=6, offset=2)
         + _instruction(_MOV64_IMM, dst=0, immediate=_XDP_DROP)
         + _instruction(_EXIT)
         + _instruction(_MOV64_IMM, dst=0, immediate=_XDP_PASS)
@@ -64,10 +64,36 @@ def load_forget_hash() -> int:
     return bpf.prog_load(_words(forget_hash_code()), name="forget_hash", licence="GPL")
 
 
-def load_lossy(probability: float) -> int:
-    """The program that loses packets."""
-    code = _words(lossy_code(probability))
-    return bpf.prog_load(code, kind=bpf.PROG_TYPE_XDP, name="lossy", licence="GPL")
+class LossSwitch:
+    """A program for each of some ends, which all change what they lose by one write: within the same microsecond.
+
+    Attached programs live on after `close`, and go on losing what they lost.
+    """
+
+    def __init__(self, ends: int) -> None:
+        self.programs: list[int] = []
+        """Descriptors, one an end."""
+        self._table = bpf.map_create(bpf.MapType.ARRAY, 4, 4 * ends, 1, name="lost")
+        try:
+            for end in range(ends):
+                code = _words(lossy_code(self._table, 4 * end))
+                self.programs.append(bpf.prog_load(code, kind=bpf.PROG_TYPE_XDP, name="lossy", licence="GPL"))
+        except BaseException:
+            self.close()
+            raise
+
+    def set(self, probabilities: Sequence[float]) -> None:
+        """Lose with these probabilities (1.0: everything, 0.0: nothing) from now on, one for each end."""
+        if len(probabilities) != len(self.programs) or not all(0.0 <= one <= 1.0 for one in probabilities):
+            raise ValueError(f"{probabilities}: give {len(self.programs)} probabilities, from 0 to 1")
+        words = (int(one * 2**31) for one in probabilities)
+        bpf.update(self._table, bytes(4), struct.pack(f"={len(probabilities)}I", *words))
+
+    def close(self) -> None:
+        """Give the descriptors back; idempotent."""
+        for descriptor in (*self.programs, *([self._table] if self._table >= 0 else [])):
+            os.close(descriptor)
+        self.programs, self._table = [], -1
 
 
 def attach_forget_hash(program: int, interfaces: Sequence[str]) -> bool:
