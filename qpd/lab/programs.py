@@ -64,6 +64,13 @@ def load_forget_hash() -> int:
     return bpf.prog_load(_words(forget_hash_code()), name="forget_hash", licence="GPL")
 
 
+def loss_word(probability: float) -> int:
+    """What `lossy` finds in the map where it is to lose with this probability (1.0: everything, 0.0: nothing)."""
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"probability {probability}: give 0 to 1")
+    return int(probability * 2**31)
+
+
 class LossSwitch:
     """A program for each of some ends, which all change what they lose by one write: within the same microsecond.
 
@@ -83,11 +90,9 @@ class LossSwitch:
             raise
 
     def set(self, probabilities: Sequence[float]) -> None:
-        """Lose with these probabilities (1.0: everything, 0.0: nothing) from now on, one for each end."""
-        if len(probabilities) != len(self.programs) or not all(0.0 <= one <= 1.0 for one in probabilities):
-            raise ValueError(f"{probabilities}: give {len(self.programs)} probabilities, from 0 to 1")
-        words = (int(one * 2**31) for one in probabilities)
-        bpf.update(self._table, bytes(4), struct.pack(f"={len(probabilities)}I", *words))
+        """Lose with these probabilities from now on, one for each end."""
+        words = [loss_word(probability) for probability in probabilities]
+        bpf.update(self._table, bytes(4), struct.pack(f"={len(self.programs)}I", *words))
 
     def close(self) -> None:
         """Give the descriptors back; idempotent."""
