@@ -72,6 +72,8 @@ def missing(markers: set[str]) -> str | None:
         return "needs root: network namespaces and BPF; run as root"
     if "frr" in markers and not (FRR_DAEMONS / "zebra").exists():
         return "needs FRR: run 'scripts/setup lab'"
+    if "long" in markers and os.environ.get("QPDT_LONG") != "1":
+        return "takes minutes and wants a machine of its own: set QPDT_LONG=1"
     if "guest" in markers and shutil.which("qemu-system-x86_64") is None:
         return "needs QEMU: run 'scripts/setup guest'"
     if "tcx" in markers and kernel() < FIRST_WITH_TCX:

@@ -13,7 +13,7 @@ from qpd.lab import frr, rxe_mpi
 from qpd.lab.fabric import Fabric
 from qpd.lab.rxe import Guest
 
-pytestmark = [pytest.mark.frr, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.frr, pytest.mark.long, pytest.mark.timeout(900)]
 
 LAB = Path(__file__).parents[2] / "deploy/containerlab/four-spine"
 LEAVES = {"host1": "leaf1", "host3": "leaf3"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -201,14 +202,31 @@ def check_wire(bench: Bench, seen: Mapping[str, Sightings], qps: set[Qp], cut: s
     assert judged_qps == len(qps)
 
 
+async def learned(bench: Bench, wanted: Mapping[Qp, int]) -> None:
+    """Until both leaves state all pairs, while traffic runs. `wanted`: for each QP as destination, its peer."""
+    begun = time.monotonic()
+    known: dict[Qp, float] = {}
+
+    def missing() -> str | None:
+        rows = bench.all_rows()
+        for qp in wanted.keys() & rows.keys() - known.keys():
+            if rows[qp]["peer_qp"] is not None:
+                known[qp] = time.monotonic() - begun
+        absent = {qp: rows.get(qp) for qp in wanted.keys() - known.keys()}
+        return f"{len(absent)} of {len(wanted)} directions without a pair: {absent}" if absent else None
+
+    try:
+        await eventually(missing)
+    finally:
+        print(
+            f"pairs known after (s): {sorted(round(after, 1) for after in known.values())} of {len(wanted)}"
+        )
+
+
 def check_pairs(bench: Bench, wanted: Mapping[Qp, int]) -> None:
-    """No pair that qpd states is wrong. `wanted`: for each QP as destination, the QP at its other end."""
+    """All pairs are stated, and none is wrong. `wanted`: for each QP as destination, the QP at its other end."""
     rows = bench.all_rows()
-    wrong = {
-        qp: (rows[qp]["peer_qp"], peer)
-        for qp, peer in wanted.items()
-        if rows[qp]["peer_qp"] not in {None, peer}
-    }
+    wrong = {qp: (rows[qp]["peer_qp"], peer) for qp, peer in wanted.items() if rows[qp]["peer_qp"] != peer}
     assert not wrong
 
 
@@ -241,7 +259,7 @@ def test_perftest_completes_while_an_uplink_is_cut_and_healed(bench: Bench) -> N
                 assert len(told) == QPS * len(TESTS)
                 peers = {(bench.server.address, theirs): own for own, theirs in told}
                 peers |= {(bench.client.address, own): theirs for own, theirs in told}
-                cut = await cut_and_heal(bench, set(peers))
+                cut, _ = await asyncio.gather(cut_and_heal(bench, set(peers)), learned(bench, peers))
                 reports = [await asyncio.to_thread(test.wait, PATIENCE + SECONDS) for test in tests]
         finally:
             for test in tests:
@@ -266,7 +284,7 @@ def test_an_allreduce_completes_while_an_uplink_is_cut_and_healed(bench: Bench) 
                 for one in ring.connections() or ():
                     peers[one.destination, one.dest_qp] = one.qp
                     peers[one.source, one.qp] = one.dest_qp
-                cut = await cut_and_heal(bench, set(peers))
+                cut, _ = await asyncio.gather(cut_and_heal(bench, set(peers)), learned(bench, peers))
                 report = await asyncio.to_thread(ring.wait, PATIENCE)
         finally:
             ring.end()
