@@ -21,7 +21,8 @@ from qpd.model import Event, GrayFound, GrayOver
 _Z = 3.3
 """Standard deviations: one look in two thousand shows so much by chance."""
 _EASE = 0.5
-"""A gray path that serves is no longer gray when it loses, over a whole window, less than this part of the limit."""
+"""A gray path that serves is no longer gray when it loses, over a whole window in which no part was worse than the
+siblings', less than this part of the limit."""
 _PARTS = (1, 2, 4, 8)
 """The whole window is judged, and so is its newest half, quarter and eighth: a loss that has just begun is not hidden
 by what went well before it. That is what finds it within a second."""
@@ -66,6 +67,8 @@ class _History:
     samples: deque[tuple[float, Sample]] = field(default_factory=deque)
     gray: set[str] = field(default_factory=set)
     """The directions in which it was found worse."""
+    worse_at: float = 0.0
+    """When it was last."""
 
     def since(self, time: float) -> Sample:
         """The newest sample that is at least as old, or else the oldest one."""
@@ -123,10 +126,14 @@ class GrayBook:
     def _judge(self, path: int, siblings: list[int], now: float) -> Event | None:
         history = self._paths[path]
         found = self._worse(path, siblings, now)
+        if found is not None:
+            history.worse_at = now
         if found is not None and found["direction"] not in history.gray:
             history.gray.add(found["direction"])
             return GrayFound(path, found)
-        if history.gray and found is None and self._eased(path, siblings, now):
+        # A short loss is little of a whole window from its first second on: so that must pass without any.
+        rested = now - history.worse_at >= self._config.window
+        if history.gray and rested and self._eased(path, siblings, now):
             history.gray.clear()
             return GrayOver(path)
         return None

@@ -157,6 +157,23 @@ def test_it_is_over_when_the_loss_is() -> None:
     assert wire.looks(100) == [GrayOver(2)]
 
 
+@pytest.mark.parametrize("seconds", [0.4, 0.5, 1.0])
+def test_a_short_loss_is_told_once_and_over_once(seconds: float) -> None:
+    """Of a whole window it is little from the first: that alone would end it at once, and find it again."""
+    wire = Wire({}, rate=300)
+    wire.looks(100)
+    wire.loss[2] = 0.05
+    told = wire.looks(round(seconds * 10))
+    wire.loss.clear()
+    begun = wire.now
+    while GrayOver(2) not in told:
+        told += wire.look()
+        assert wire.now < begun + 12
+    assert wire.now >= begun + GrayConfig().window - seconds
+    told += wire.looks(100)
+    assert [type(event) for event in told] == [GrayFound, GrayOver]
+
+
 def test_a_path_that_came_back_is_judged_anew() -> None:
     wire = Wire({2: 0.05})
     wire.looks(20)
