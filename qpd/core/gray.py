@@ -133,7 +133,7 @@ class GrayBook:
             return GrayFound(path, found)
         # A short loss is little of a whole window from its first second on: so that must pass without any.
         rested = now - history.worse_at >= self._config.window
-        if history.gray and rested and self._eased(path, siblings, now):
+        if history.gray and rested and self._eased(path, now):
             history.gray.clear()
             return GrayOver(path)
         return None
@@ -184,13 +184,12 @@ class GrayBook:
                 }
         return None
 
-    def _eased(self, path: int, siblings: list[int], now: float) -> bool:
+    def _eased(self, path: int, now: float) -> bool:
         """Whether what the window holds is well below the limit, in both directions as far as there is traffic."""
         counts = [self._counted(path, direction, now - self._config.window) for direction in ("out", "in")]
         if sum(packets for _, packets in counts) < self._config.min_samples:
             return False
-        calm = all(lost <= _EASE * self._config.loss * packets for lost, packets in counts)
-        return calm and self._slower(path, siblings, now) is None
+        return all(lost <= _EASE * self._config.loss * packets for lost, packets in counts)
 
     def _begins(self, now: float) -> list[float]:
         return [now - self._config.window / part for part in _PARTS]
