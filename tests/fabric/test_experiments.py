@@ -15,6 +15,7 @@ import pytest
 
 from qpd.kernel import bpf
 from qpd.kernel.bpf import MapType
+from qpd.kernel.table import possible_cpus
 from qpd.lab import topology, wan
 from qpd.lab.errors import LabError
 from qpd.lab.experiment import raw, shelf
@@ -93,7 +94,7 @@ def test_distribution(small: Small) -> None:
 )
 def test_an_emptied_map_is_as_a_new_one(kind: MapType, flags: int) -> None:
     """What a trial has placed and counted does not reach the next, which uses the same compiled classifier."""
-    width = 8 * shelf.possible_cpus() if kind is MapType.PERCPU_ARRAY else 8
+    width = 8 * possible_cpus() if kind is MapType.PERCPU_ARRAY else 8
     keys = [
         number.to_bytes(4, "little") + bytes(4) for number in (32, 2, 7)
     ]  # an LPM key begins with its length

@@ -18,6 +18,7 @@ import numpy as np
 from qpd.kernel import bpf
 from qpd.kernel.layout import MAPS
 from qpd.kernel.pins import PROGRAMS, Pins
+from qpd.kernel.table import possible_cpus
 
 _ARRAYS = {bpf.MapType.ARRAY, bpf.MapType.PERCPU_ARRAY}
 
@@ -93,9 +94,3 @@ def _skip(fd: int) -> None:
         ) as producer,
     ):
         consumer[:8] = producer[:8]
-
-
-def possible_cpus() -> int:
-    """How many values an entry of a per-CPU map has."""
-    text = Path("/sys/devices/system/cpu/possible").read_text(encoding="ascii").strip()
-    return sum(int(part.rpartition("-")[2]) - int(part.partition("-")[0]) + 1 for part in text.split(","))
