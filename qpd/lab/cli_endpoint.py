@@ -77,6 +77,11 @@ def _words(command: Sequence[str]) -> list[str]:
     return list(command[1:] if command[0] == "--" else command)
 
 
+def _ended(status: int) -> typer.Exit:
+    """The end with a guest's command's exit status; of one that a signal ended, as shells tell it."""
+    return typer.Exit(status if status >= 0 else 128 - status)
+
+
 def _refuse_options(words: Sequence[str]) -> None:
     """What looks like an option where there can be none is qplab's own, in the wrong place."""
     for word in words:
@@ -99,7 +104,7 @@ def rxe(  # noqa: PLR0917 - one parameter an option
     words = _words(command)
     with _guests(one_lab(name), [host], [address], memory, cpus) as (guest,):
         status = guest.popen(*words, sink=_relay).wait()
-    raise typer.Exit(status if status >= 0 else 128 - status)
+    raise _ended(status)
 
 
 @app.command(context_settings=_PASS_ON)
@@ -156,7 +161,7 @@ def mpi(
         raise LabError(problem)
     with _guests(one_lab(name), places, [None] * len(places), memory, cpus) as guests:
         status = rxe_mpi.Mpi(guests, program, _relay).wait()
-    raise typer.Exit(status if status >= 0 else 128 - status)
+    raise _ended(status)
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
