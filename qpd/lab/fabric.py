@@ -177,7 +177,7 @@ class Fabric:
         self._run_exec(progress)
         self._make_losses()
         progress(f"FRR on {len(nodes.routers)} routers")
-        self.start_frr(limit)
+        frr.bring_up(self.frr.values(), limit)
         sidecars = [node.shares for node in nodes.of_role(Role.QPD) if node.shares is not None] if qpd else []
         if sidecars:
             # They compile their classifiers while BGP waits for its timers.
@@ -284,10 +284,6 @@ class Fabric:
         if wan.missing() is not None:
             for link, _ in wan.shaped_links(self.topology):
                 self._set_loss(link.ends, 0.0)
-
-    def start_frr(self, limit: float) -> None:
-        """Start FRR on every router and give it its configuration; `limit` is a reading of time.monotonic()."""
-        frr.bring_up(self.frr.values(), limit)
 
     # -- convergence ------------------------------------------------------------------------------------------------
 
