@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,6 +62,8 @@ def run(config: ConfigOption = None) -> None:
     settings = _settings(config)
     # structlog would load rich for coloured tracebacks: 5 MB that a daemon carries for nothing.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # None: importing it fails (sys.modules' documentation)
+    # And aiohttp, for its client, all certificates of the machine: 2 MB that a daemon without TLS never reads.
+    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     from qpd import daemon
 
     raise typer.Exit(daemon.run(settings))
