@@ -235,10 +235,10 @@ class Fabric:
             if {link.a.node, link.b.node} <= machines:
                 a, b = link.ends
                 lines.append(
-                    f"link add {a.interface} index {_FIRST_INDEX + 2 * number} mtu {link.mtu} "
-                    f"netns {self.namespace(a.node)} type veth "
-                    f"peer name {b.interface} index {_FIRST_INDEX + 2 * number + 1} mtu {link.mtu} "
-                    f"netns {self.namespace(b.node)}"
+                    f"link add {a.interface} address {a.mac_address} index {_FIRST_INDEX + 2 * number} "
+                    f"mtu {link.mtu} netns {self.namespace(a.node)} type veth "
+                    f"peer name {b.interface} address {b.mac_address} index {_FIRST_INDEX + 2 * number + 1} "
+                    f"mtu {link.mtu} netns {self.namespace(b.node)}"
                 )
         namespaces.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n")
         for node in self.topology.machines:

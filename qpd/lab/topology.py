@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -88,6 +89,14 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.node}:{self.interface}"
+
+    @property
+    def mac_address(self) -> str:
+        """The same each time a lab comes up: BGP unnumbered's next hops are made of it, and are listed in order.
+
+        Locally administered (IEEE 802, 8.4).
+        """
+        return f"02:71:{zlib.crc32(str(self).encode()).to_bytes(4, 'big').hex(':')}"
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,11 @@ def test_containerlab_accepts_the_file(lab: Topology) -> None:
     assert list(validator.iter_errors(document)), "a schema that accepts anything proves nothing"
 
 
+def test_all_mac_addresses_of_a_lab_differ(lab: Topology) -> None:
+    ends = [end for link in lab.links for end in link.ends]
+    assert len({end.mac_address for end in ends}) == len(ends)
+
+
 def test_every_bound_file_exists(lab: Topology) -> None:
     for node in lab.nodes.values():
         for bind in node.binds:
