@@ -208,7 +208,7 @@ class FabricSection(_Section):
     """A containerlab topology file or its directory, or a description for `qplab generate`, of which the lab is made
     beside the results; relative to the experiment file."""
     bfd: Timers = (100, 3)
-    """BFD timers of the links that faults touch."""
+    """BFD timers of the links that faults touch; where there are no faults, of all between routers."""
     deadline: Annotated[float, Field(gt=0, le=3600)] = 120.0
     """Seconds until the fabric must have converged."""
     uplinks: Limit | None = None

@@ -221,17 +221,15 @@ class Runner:
         return measures, bounds
 
     def _set_bfd(self, experiment: Experiment, condition: Condition) -> None:
-        links = sorted(
-            {
+        links = set(self.fabric.topology.fabric_links)
+        if experiment.faults.entries:
+            links &= {
                 link
                 for one in experiment.faults.entries
                 for link in reckon.hurt_links(one.fault, self.fabric.topology)
-                if link in self.fabric.topology.fabric_links
-            },
-            key=str,
-        )
+            }
         timers = condition.bfd or experiment.fabric.bfd
-        late = [link for link in links if self._timers.get(link, DEFAULT_BFD) != timers]
+        late = [link for link in sorted(links, key=str) if self._timers.get(link, DEFAULT_BFD) != timers]
         steered.set_bfd(self.fabric, late, timers)
         self._timers.update(dict.fromkeys(late, timers))
 
