@@ -54,12 +54,13 @@ class Guest:
         directory: what is known of it: its process, its log, and the directory that both sides write.
         memory: its memory, as QEMU takes it.
         cpus: its processors.
+        virtual_time: its clocks count its instructions (scripts/in-guest); it has one processor then.
     """
 
-    def __init__(self, directory: Path, memory: str, cpus: int) -> None:
+    def __init__(self, directory: Path, memory: str, cpus: int, *, virtual_time: bool = False) -> None:
         self.directory = directory
         self._memory = memory
-        self._cpus = cpus
+        self.processors = "--virtual-time" if virtual_time else f"--cpus={cpus}"
         self._records = Records(directory / "processes")
         self._log = directory / "guest.log"
 
@@ -88,7 +89,7 @@ class Guest:
             self._log.unlink(missing_ok=True)
             results = Path.cwd() / RESULTS
             command = [sys.executable, str(IN_GUEST), f"--deadline={_LIFETIME}", f"--memory={self._memory}"]
-            command += [f"--cpus={self._cpus}", f"--write={self.control}", f"--write={results}", "--"]
+            command += [self.processors, f"--write={self.control}", f"--write={results}", "--"]
             agent = f"exec {sys.executable} -m qpd.lab.guest_agent {self.control}"
             command += ["sh", "-c", f"modprobe -a {' '.join(_MODULES)}; {agent}"]
             environment = dict(os.environ, PYTHONPATH=str(IN_GUEST.parents[1]))
@@ -203,12 +204,24 @@ class _Stream:
             self._sink.flush()
 
 
-def of_machine() -> Guest:
-    """The guest of this machine; QPLAB_GUEST_DIR, QPLAB_GUEST_MEMORY and QPLAB_GUEST_CPUS change what they say."""
+def of_machine(*, measures: bool = False) -> Guest:
+    """The guest of this machine; QPLAB_GUEST_DIR, _MEMORY, _CPUS and _TIME change what they say.
+
+    Args:
+        measures: what boots it is an experiment, for which virtual time is the default where processors are emulated.
+
+    Raises:
+        LabError: where a variable is wrong.
+    """
+    default = "virtual" if measures and os.environ.get("QPDT_GUEST_KVM") != "1" else "host"
+    time_ = os.environ.get("QPLAB_GUEST_TIME", default)
+    if time_ not in {"host", "virtual"}:
+        raise LabError(f"QPLAB_GUEST_TIME is {time_!r}; it can be 'host' or 'virtual' (docs/lab.md)")
     return Guest(
         Path(os.environ.get("QPLAB_GUEST_DIR", "/var/lib/qplab-guest")),
         os.environ.get("QPLAB_GUEST_MEMORY", "3G"),
         int(os.environ.get("QPLAB_GUEST_CPUS", str(min(2, os.cpu_count() or 1)))),
+        virtual_time=time_ == "virtual",
     )
 
 
@@ -216,7 +229,7 @@ def run(argv: Sequence[str]) -> int:
     """Run a qplab command in the machine's guest, booted where it does not run; returns the exit status."""
     if os.geteuid() != 0:
         raise LabError("qplab needs root: run it with sudo")
-    guest = of_machine()
+    guest = of_machine(measures=argv[:1] == ["run"])
     if "--help" not in argv and argv[:1] == ["down"] and not guest.runs():
         print("no guest is running, so no lab is up in one")
         return 0

@@ -33,11 +33,14 @@ def guest_kernel() -> Path:
 
 @pytest.fixture(scope="session")
 def in_guest(guest_kernel: Path) -> RunInGuest:
-    """Runs a command in the guest: `in_guest("uname", "-r", deadline=60)`."""
+    """Runs a command in the guest: `in_guest("uname", "-r", deadline=60)`; `virtual_time`: see scripts/in-guest."""
 
-    def run(*command: str, deadline: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def run(
+        *command: str, deadline: float = 120.0, virtual_time: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        options = ["--virtual-time"] if virtual_time else []
         answer = subprocess.run(
-            [str(IN_GUEST), f"--deadline={deadline:g}", "--", *command],
+            [str(IN_GUEST), f"--deadline={deadline:g}", *options, "--", *command],
             cwd=REPOSITORY,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -164,3 +164,21 @@ def test_without_a_guest_down_has_nothing_to_do(tmp_path: Path) -> None:
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "no guest is running, so no lab is up in one\n"
+
+
+def test_experiments_have_virtual_time_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("QPLAB_GUEST_TIME", "QPDT_GUEST_KVM"):
+        monkeypatch.delenv(name, raising=False)
+
+    def processors(*, measures: bool) -> str:
+        return guest.of_machine(measures=measures).processors
+
+    assert processors(measures=True) == "--virtual-time"
+    assert processors(measures=False).startswith("--cpus=")
+    monkeypatch.setenv("QPDT_GUEST_KVM", "1")
+    assert processors(measures=True).startswith("--cpus=")
+    monkeypatch.setenv("QPLAB_GUEST_TIME", "virtual")
+    assert processors(measures=False) == "--virtual-time"
+    monkeypatch.setenv("QPLAB_GUEST_TIME", "fast")
+    with pytest.raises(LabError, match="QPLAB_GUEST_TIME is 'fast'; it can be 'host' or 'virtual'"):
+        guest.of_machine()
