@@ -63,7 +63,7 @@ def run(config: ConfigOption = None) -> None:
     # structlog would load rich for coloured tracebacks: 5 MB that a daemon carries for nothing.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type] # None: importing it fails (sys.modules' documentation)
     # And aiohttp, for its client, all certificates of the machine: 2 MB that a daemon without TLS never reads.
-    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
+    os.environ["SSL_CERT_FILE"] = os.devnull
     from qpd import daemon
 
     raise typer.Exit(daemon.run(settings))
