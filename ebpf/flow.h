@@ -84,7 +84,7 @@ static __always_inline int leave_by(struct __sk_buff *skb, const struct packet *
 /* --- The entry --- */
 
 /* The group whose prefix covers the outer destination best; NULL and NO_GROUP: none. */
-static __always_inline struct group *find_group(const struct packet *packet, __u16 *id)
+static __always_inline struct group *find_group(const struct packet *packet, __u8 *id)
 {
 	struct destination_key prefix = {.prefixlen = 128};
 	struct group *group = NULL;
@@ -117,10 +117,8 @@ static __always_inline bool grant_wish(struct qp *qp, __u64 now)
 	if (now - qp->last_seen_ns < qp->wish_idle_us * NS_PER_US)
 		return false;
 	qp->wish = 0;
-	if (qp->members >> as_index(wish) & 1) {
-		move_placed(qp->home, wish);
-		qp->home = wish;
-	}
+	if (qp->members >> as_index(wish) & 1)
+		move_home(qp, wish);
 	return true;
 }
 
@@ -178,7 +176,8 @@ static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packe
 	qp->members = group->members;
 	order = order_of(group, qp->slot);
 	usable = group->members & living_paths();
-	home = order ? place(order, group, usable, control->placement) : NO_PATH;
+	qp->counted = !only_answers(packet);
+	home = order ? place(order, group, usable, control->placement, qp->counted) : NO_PATH;
 	if (home == NO_PATH) {
 		decision->verdict = VERDICT_NO_LIVING_PATH;
 		return NULL;
@@ -194,7 +193,8 @@ static __always_inline struct qp *make_entry(struct __sk_buff *skb, struct packe
 		tell_qp(EVENT_QP_NEW, &packet->key, home);
 		return qps.lookup(&packet->key);
 	}
-	add_placed(home, -1);
+	if (qp->counted)
+		add_placed(home, -1);
 	made = qps.lookup(&packet->key);
 	if (!made) {
 		/* Not where load would have put it: without an entry only the slot's order is the same for every packet. */
@@ -213,6 +213,8 @@ static __always_inline void follow_entry(struct packet *packet, struct qp *qp, _
 
 	if (qp->generation != generation)
 		bring_up_to_date(packet, qp, generation, now);
+	if (!qp->counted && !only_answers(packet))
+		count_placed(qp);
 	/* Atomic, since two CPUs may serve one QP; on one CPU it costs nothing that can be measured. */
 	__sync_fetch_and_add(&qp->packets, 1);
 	__sync_fetch_and_add(&qp->bytes, packet->bytes);

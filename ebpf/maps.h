@@ -12,11 +12,11 @@
 
 #include "verdict.h"
 
-#define QPD_LAYOUT 3
+#define QPD_LAYOUT 4
 
-/* The loader sets PIN_DIR ("…/v3") and QPS_MAX on the command line. */
+/* The loader sets PIN_DIR ("…/v4") and QPS_MAX on the command line. */
 #ifndef PIN_DIR
-#define PIN_DIR "/sys/fs/bpf/qpd/v3"
+#define PIN_DIR "/sys/fs/bpf/qpd/v4"
 #endif
 #ifndef QPS_MAX
 #define QPS_MAX 131072
@@ -28,14 +28,14 @@
 #define PATHS_MAX        64   /* one bit each in the word of living paths */
 #define SLOTS            4096 /* positions of a group; a power of two */
 #define TABLES_MAX       16   /* distinct slot tables (one per set of weights) */
-#define GROUPS_MAX       256  /* distinct sets of paths */
+#define GROUPS_MAX       255  /* distinct sets of paths; with NO_GROUP they fill an octet */
 #define DESTINATIONS_MAX 4096
 #define NEIGHBOURS_MAX   1024
 #define BFD_SESSIONS_MAX 256
 #define EVENTS_BYTES     (512 * 1024) /* a power of two, and whole pages */
 #define SCRATCH_BYTES    128
 #define NO_PATH          0xff
-#define NO_GROUP         0xffff
+#define NO_GROUP         0xff
 #define NO_GENERATION    0
 
 /* Buckets of round-trip times, from 2^RTT_FIRST ns: each doubling in RTT_STEPS equal steps, so that a bucket is 1.6 % of
@@ -79,10 +79,11 @@ struct qp {
 	__u64 last_seen_ns; /* to a timer tick or two */
 	__u64 members;      /* cached from the group while `generation` is current */
 	__u32 generation;   /* control.generation at which group and members were cached; NO_GENERATION: a wish waits */
-	__u16 group;        /* NO_GROUP: none covers the destination */
+	__u8 group;         /* NO_GROUP: none covers the destination */
+	__u8 counted;       /* 1: has sent more than answers, and is one of `placed` at its home. Under LOCK_PLACED */
 	__u16 slot;
 	__u16 source_port; /* entropy: the VXLAN outer source port that this QP gets */
-	__u8 home;         /* path id given at the first packet; NO_PATH on ingress */
+	__u8 home;         /* path id given at the first packet; NO_PATH on ingress. Moves under LOCK_PLACED */
 	__u8 path;         /* path id of the last packet */
 	__u32 next_psn;    /* requests: the PSN after the newest; with PSN_KNOWN, and STREAM_… (psn.h) */
 	__u64 window;      /* bit n: PSN next_psn - 1 - n came by */
@@ -201,7 +202,8 @@ struct counters {
 	struct path_faults faults[HOOKS][PATHS_MAX];
 };
 
-/* `placed` only grows, by the kernel (but for a placement that lost its race and is taken back, and for a QP that gets
+/* What `balanced` weighs: QPs that send. Those that only answer carry next to nothing, and are not counted.
+ * `placed` only grows, by the kernel (but for a placement that lost its race and is taken back, and for a QP that gets
  * another home); `gone` only the daemon writes, when it has seen QPs idle or evicted.
  * Active QPs of a path = placed - gone. Two maps, so that neither writer can undo the other. */
 struct load {
@@ -340,9 +342,9 @@ BPF_TABLE_PINNED("array", __u32, struct control, control, 1, PIN_DIR "/control")
 BPF_TABLE_PINNED("percpu_array", __u32, struct counters, counters, 1, PIN_DIR "/counters");
 /* path id -> round-trip times of its requests. Shared by all CPUs: a QP tells one at a time, and most tell others. */
 BPF_TABLE_PINNED("array", __u32, struct path_rtt, rtts, PATHS_MAX, PIN_DIR "/rtts");
-/* path id -> QPs ever placed on it. */
+/* path id -> QPs that send ever placed on it. */
 BPF_TABLE_PINNED("array", __u32, struct load, placed, PATHS_MAX, PIN_DIR "/placed");
-/* path id -> QPs placed on it that are no longer active. */
+/* path id -> QPs counted in `placed` that are no longer active. */
 BPF_TABLE_PINNED("array", __u32, struct load, gone, PATHS_MAX, PIN_DIR "/gone");
 /* (interface, source MAC) -> path id. */
 BPF_TABLE_PINNED("hash", struct neighbour_key, __u32, neighbours, NEIGHBOURS_MAX, PIN_DIR "/neighbours");

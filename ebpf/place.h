@@ -82,7 +82,7 @@ static __always_inline __u64 as_index(__u64 path)
 	return path & (PATHS_MAX - 1);
 }
 
-/* QPs whose home the path is. The daemon's count may run ahead by a moment: never below none. */
+/* QPs that send whose home the path is. The daemon's count may run ahead by a moment: never below none. */
 static __always_inline __u64 active(const struct load *in, const struct load *out)
 {
 	__s64 left = in->qps - out->qps;
@@ -124,18 +124,39 @@ static __always_inline void add_placed(__u32 path, __s64 qps)
 	bpf_spin_unlock(&guard->lock);
 }
 
-/* A QP has got another home. Under the same lock. */
-static __always_inline void move_placed(__u32 from, __u32 to)
+/* A QP that has only answered until now sends: it counts from here on, where it is. Under the same lock, which lets one of
+ * two CPUs do it; where its home has changed meanwhile, its next packet does. */
+static __always_inline void count_placed(struct qp *qp)
 {
-	__u32 index = LOCK_PLACED;
+	__u32 index = LOCK_PLACED, home = qp->home;
+	struct lock *guard = locks.lookup(&index);
+	struct load *in = placed.lookup(&home);
+
+	if (!guard || !in)
+		return;
+	bpf_spin_lock(&guard->lock);
+	if (!qp->counted && qp->home == home) {
+		qp->counted = 1;
+		in->qps++;
+	}
+	bpf_spin_unlock(&guard->lock);
+}
+
+/* Gives a QP another home, and takes its count along if it has one. Under the same lock. */
+static __always_inline void move_home(struct qp *qp, __u32 to)
+{
+	__u32 index = LOCK_PLACED, from = qp->home;
 	struct lock *guard = locks.lookup(&index);
 	struct load *less = placed.lookup(&from), *more = placed.lookup(&to);
 
 	if (!guard || !less || !more)
 		return;
 	bpf_spin_lock(&guard->lock);
-	less->qps--;
-	more->qps++;
+	if (qp->home == from) {
+		less->qps -= qp->counted;
+		more->qps += qp->counted;
+		qp->home = to;
+	}
 	bpf_spin_unlock(&guard->lock);
 }
 
@@ -170,13 +191,14 @@ static __always_inline __u32 claim_bounded(const struct slot_order *order, const
 	return NO_PATH;
 }
 
-/* The home of a new QP, counted in `placed`; NO_PATH: no path of the group serves. */
+/* The home of a new QP; NO_PATH: no path of the group serves. Counted in `placed`, unless the QP only answers: then its
+ * slot's order alone decides. */
 static __always_inline __u32 place(const struct slot_order *order, const struct group *group, __u64 usable,
-                                   __u32 placement)
+                                   __u32 placement, bool counted)
 {
 	__u32 home;
 
-	if (placement == PLACEMENT_BALANCED) {
+	if (counted && placement == PLACEMENT_BALANCED) {
 #pragma clang loop unroll(disable)
 		for (int i = 0; i < PLACEMENT_ATTEMPTS; i++) {
 			home = claim_bounded(order, group, usable);
@@ -185,7 +207,7 @@ static __always_inline __u32 place(const struct slot_order *order, const struct 
 		}
 	}
 	home = choose(order, usable);
-	if (home < PATHS_MAX)
+	if (counted && home < PATHS_MAX)
 		add_placed(home, 1);
 	return home;
 }

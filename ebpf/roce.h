@@ -21,6 +21,7 @@
 #define READ_REQUEST        12
 #define READ_RESPONSE_FIRST 13
 #define READ_RESPONSE_LAST  15
+#define ACKNOWLEDGE         17
 #define ATOMIC_ACKNOWLEDGE  18
 #define COMPARE_AND_SWAP    19
 #define FETCH_AND_ADD       20
@@ -94,6 +95,20 @@ static __always_inline struct packet *packet_in_hand(struct counters *own)
 static __always_inline bool asks(const struct packet *packet)
 {
 	return packet->psn & ACKNOWLEDGE_REQUEST || ALWAYS_ANSWERED >> (packet->opcode & OPERATIONS) & 1;
+}
+
+/* Transports that acknowledge: RC, RD, XRC. */
+#define ACKNOWLEDGED 0x25
+
+/* An answer without data: ACK, NAK, the value that an atomic operation found, CNP. A READ response is none, and all that
+ * is not known is taken for data. */
+static __always_inline bool only_answers(const struct packet *packet)
+{
+	__u32 operation = packet->opcode & OPERATIONS;
+
+	if (operation == ACKNOWLEDGE || operation == ATOMIC_ACKNOWLEDGE)
+		return ACKNOWLEDGED >> (packet->opcode >> TRANSPORT_SHIFT) & 1;
+	return packet->opcode == OPCODE_CNP;
 }
 
 static __always_inline struct findings *blank_findings(struct packet *packet)

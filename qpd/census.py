@@ -36,7 +36,7 @@ class Steering:
         low, at = np.unique(words[:, 1], return_inverse=True)
         both, position = np.unique(position * len(low) + at, return_inverse=True)
         distinct = np.stack((high[both // len(low)], low[both % len(low)]), axis=1)
-        groups = np.array([self.group_of(unpack_address(packed.tobytes())) for packed in distinct], np.uint16)
+        groups = np.array([self.group_of(unpack_address(packed.tobytes())) for packed in distinct], np.uint8)
         values["group"] = groups[position.ravel()]
         values["path"] = current_paths(
             values["home"], values["slot"], values["group"], usable=self.usable, tables=self.tables

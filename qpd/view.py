@@ -209,14 +209,14 @@ class View:
     async def explain(self, query: ExplainQuery) -> Explanation:
         """Why a QP uses its path, or which one it would use."""
         seen = await asyncio.to_thread(_seen, self._parts("out"), query)
-        row, home, reverse = None, None, None
+        row, home, counted, reverse = None, None, True, None
         if seen is None:
             networks = await asyncio.to_thread(_networks, self._parts("out"), query.dst)
             key, destination = _unseen(query, networks)
         else:
             key = QueuePairKey(int(seen.keys["vni"][0]), query.dst, query.qp)
             destination = unpack_address(bytes(seen.values["destination"][0]))
-            home = int(seen.values["home"][0])
+            home, counted = int(seen.values["home"][0]), bool(seen.values["counted"][0])
             row = rows(seen, np.arange(1))[0]
             reverse = self._reverse(row)
         planner = self.rooms.planner
@@ -236,6 +236,7 @@ class View:
                 placement=Placement[self.rooms.settings.placement.upper()],
                 row=row,
                 home_id=home,
+                counted=counted,
                 reverse=reverse,
             )
         )

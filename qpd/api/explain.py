@@ -19,8 +19,9 @@ class Case:
 
     ``prefix``, ``group``: the route that covers ``destination`` (the outer address) and its paths; None: no route does.
     ``order``: path ids of the QP's slot, best first, padding allowed. ``living``: bits of the paths that serve.
-    ``homes``: active QPs by home. ``row``: the QP where it has been seen, with ``home_id``, the id of its home.
-    ``reverse``: its other direction, where that is known.
+    ``homes``: active QPs that send, by home. ``row``: the QP where it has been seen, with ``home_id``, the id of its
+    home; not ``counted``: it has only answered so far, and is none of ``homes``. ``reverse``: its other direction,
+    where that is known.
     """
 
     key: QueuePairKey
@@ -34,6 +35,7 @@ class Case:
     placement: Placement
     row: QpRow | None = None
     home_id: int | None = None
+    counted: bool = True
     reverse: QpRow | None = None
 
 
@@ -150,10 +152,16 @@ def _unseen(case: Case, steps: Sequence[ExplainStep], path: int | None) -> list[
         elif step["share"] is None and not _lives(case, step["path"]):
             passed = _state(step["state"], step["reason"])
         else:
-            passed = f"already is home to {_count(step['homes'])}, its share is {step['share']}"
+            passed = f"already is home to {_senders(step['homes'])}, its share is {step['share']}"
         sentences.append(f"{step['path']} is preferred but {passed}: passed over.")
     sentences.append(f"It has not been seen; if its first packet came now, {chosen} would become its home.")
-    return sentences
+    return sentences + _unseen_answer(case, chosen)
+
+
+def _unseen_answer(case: Case, chosen: str) -> list[str]:
+    usable = 0 if case.group is None else case.group.members & case.living
+    preferred = _name(case, choose(case.order, usable))
+    return [] if preferred == chosen else [f"A first packet that only answers would make it {preferred}."]
 
 
 def _seen(case: Case, row: QpRow, home: int | None, path: int | None, preferred: int | None) -> list[str]:
@@ -162,6 +170,11 @@ def _seen(case: Case, row: QpRow, home: int | None, path: int | None, preferred:
     else:
         known = f"Its home has been {case.paths[home].name} since its first packet, {_ago(row['age_s'])} ago."
     sentences = [known]
+    if not case.counted and case.placement is Placement.BALANCED:
+        sentences.append(
+            "It has only sent answers so far (ACKs, NAKs, CNPs): it began where its slot's order says; "
+            "no share counts it."
+        )
     if path is not None and path == home:
         sentences.append(f"{case.paths[path].name} serves, so its packets take it.")
         if preferred != path and preferred is not None:
@@ -256,8 +269,8 @@ def _state(state: str, reason: str) -> str:
     return f"{said} ({reason})" if reason and reason != state else said
 
 
-def _count(qps: int) -> str:
-    return "1 QP" if qps == 1 else f"{qps} QPs"
+def _senders(qps: int) -> str:
+    return "1 QP that sends" if qps == 1 else f"{qps} QPs that send"
 
 
 def _ago(seconds: float) -> str:

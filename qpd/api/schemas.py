@@ -57,7 +57,7 @@ class PathRow(TypedDict):
     """Median round-trip time of the last 10 to 20 s; null: no request was acknowledged in that time."""
     bfd: BfdInfo | None
     homes: int
-    """Active QPs whose home it is: what ``balanced`` placement counts."""
+    """Active QPs whose home it is, wherever they are now."""
     packets_in: int
     bytes_in: int
     since_s: float
@@ -223,6 +223,7 @@ class ExplainStep(TypedDict):
     state: Literal["up", "hold", "down", "drained"]
     reason: str
     homes: int
+    """What ``balanced`` counts: active QPs that send (not only answers) whose home it is."""
     share: int | None
     """Most homes that ``balanced`` gives it before it is passed over; null with ``hash`` or where it cannot serve."""
 

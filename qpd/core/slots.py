@@ -76,15 +76,19 @@ def place(
     placement: Placement,
     active: Mapping[int, int] | Sequence[int],
     weights: Mapping[int, int],
+    *,
+    answers: bool = False,
 ) -> int | None:
     """The home that a new QP gets, by the kernel's own rule; None: no path is usable.
 
-    ``order``: path ids, best first. ``usable``: bits of the group's living paths. ``active``: QPs by path id.
-    ``weights``: of the group's members. ``Placement.BALANCED`` passes over a path that holds its share already,
+    ``order``: path ids, best first. ``usable``: bits of the group's living paths. ``active``: QPs that send, by path
+    id. ``weights``: of the group's members. ``Placement.BALANCED`` passes over a path that holds its share already,
     ``ceil((active + 1) * weight / total)`` over the usable members (consistent hashing with bounded load).
+    ``answers``: its first packet is an answer without data (ACK, NAK, CNP): its slot's order alone decides, and it is
+    none of ``active`` before it sends.
     """
     candidates = [path for path in order if usable >> path & 1]
-    if placement is Placement.HASH or not candidates:
+    if placement is Placement.HASH or answers or not candidates:
         return candidates[0] if candidates else None
     total = sum(weights[path] for path in candidates)
     queue_pairs = sum(active[path] for path in candidates) + 1

@@ -93,7 +93,7 @@ class RoundTrips:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recount:
-    """Active QPs by path id, and for which paths the count was certain and so written."""
+    """Active QPs that send by path id, and for which paths the count was certain and so written."""
 
     active: npt.NDArray[np.uint64]
     certain: npt.NDArray[np.bool_]
@@ -399,15 +399,17 @@ class Maps:
         return RoundTrips(records["samples"], records["sum_ns"], records["buckets"])
 
     def placed(self) -> npt.NDArray[np.uint64]:
-        """QPs ever placed, by path id; only the kernel writes it."""
+        """QPs that send ever placed, by path id; only the kernel writes it."""
         return self._load("placed")
 
     def gone(self) -> npt.NDArray[np.uint64]:
-        """QPs placed that are no longer active, by path id; only ``recount_active`` writes it."""
+        """QPs counted in ``placed`` that are no longer active, by path id; only ``recount_active`` writes it."""
         return self._load("gone")
 
     def recount_active(self, now_ns: int, idle_ns: int) -> Recount:
         """Count the QPs at home on each path that sent within ``idle_ns``; make ``placed - gone`` that number.
+
+        QPs that have only answered are not among them, as in ``placed``: the entry's ``counted`` tells of both.
 
         ``now_ns``: CLOCK_MONOTONIC. A path's ``gone`` is written only where nothing was placed on it during the
         scan: else a QP that came meanwhile might be missed, and would be taken for gone until the next count.
@@ -416,7 +418,7 @@ class Maps:
         active = np.zeros(PATHS_MAX, np.uint64)
         oldest = max(now_ns - idle_ns, 0)
         for _, values in self._tables["qps"].scan():
-            homes = values["home"][values["last_seen_ns"] >= oldest]
+            homes = values["home"][(values["last_seen_ns"] >= oldest) & (values["counted"] != 0)]
             active += np.bincount(homes, minlength=NO_PATH + 1)[:PATHS_MAX].astype(np.uint64)
         certain = self.placed() == before
         gone = np.maximum(before, active) - active

@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -19,6 +20,7 @@ from struct import pack_into, unpack_from
 from typing import Any
 
 import numpy as np
+import pytest
 
 from qpd.core.slots import slot_table
 from qpd.kernel import bpf, layout, sources
@@ -101,6 +103,21 @@ class Uplink:
     next_hop: str = "fe80::1"
     sole: bool = True
     weight: int = 1
+
+
+def on_two_cpus(function: Callable[[int], None]) -> None:
+    """Run it with 0 and with 1, each in a thread on a CPU of its own."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+
+    def on(number: int) -> None:
+        os.sched_setaffinity(0, {cpus[number]})
+        function(number)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(on, number) for number in (0, 1)]:
+            done.result()
 
 
 def uplinks(count: int) -> list[Uplink]:

@@ -75,12 +75,15 @@ def maps(directory: Path) -> Iterator[Maps]:
         yield opened
 
 
-def fill(maps: Maps, count: int, *, home: int = 0, last_seen_ns: int = NOW, first: int = 0) -> None:
+def fill(
+    maps: Maps, count: int, *, home: int = 0, last_seen_ns: int = NOW, first: int = 0, counted: int = 1
+) -> None:
     """Make QPs numbered from ``first``."""
     keys, values = np.zeros(count, layout.QP_KEY), np.zeros(count, layout.QP)
     keys["dest_qp"] = np.arange(first, first + count)
     values["home"], values["last_seen_ns"] = home, last_seen_ns
     values["packets"] = keys["dest_qp"]
+    values["counted"] = counted
     maps._tables["qps"].write(keys, values)
 
 
@@ -354,6 +357,16 @@ def test_active_is_placed_less_gone(maps: Maps) -> None:
     assert {n: int(count) for n, count in enumerate(recount.active) if count} == {2: 100, 3: 30}
     active = maps.placed() - maps.gone()
     assert (active == recount.active).all()
+
+
+def test_what_only_answers_is_as_little_counted_as_it_was_placed(maps: Maps) -> None:
+    fill(maps, 7, home=2)
+    fill(maps, 50, home=2, first=1000, counted=0)
+    fill(maps, 9, home=3, first=2000, counted=0)
+    place(maps, 2, 8)  # one of those that send was evicted
+    recount = maps.recount_active(NOW, 60 * SECOND)
+    assert {n: int(count) for n, count in enumerate(recount.active) if count} == {2: 7}
+    assert (maps.gone()[2], maps.gone()[3]) == (1, 0)
 
 
 def test_a_qp_that_sends_again_is_active_again(maps: Maps) -> None:

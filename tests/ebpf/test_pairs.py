@@ -12,9 +12,9 @@ import pytest
 from qpd.kernel import bpf, layout
 from qpd.kernel.ring import EventKind, Ring, cm_message
 from qpd.kernel.tell import Teller, Told
-from qpd.model import NO_PATH, CmKind, CmMessage, Group, Hook
+from qpd.model import NO_PATH, CmKind, CmMessage, Group, Hook, Placement
 from tests.ebpf import streams
-from tests.ebpf.harness import Classifier, uplinks
+from tests.ebpf.harness import Classifier, on_two_cpus, uplinks
 from tests.ebpf.streams import (
     FROM_A,
     FROM_B,
@@ -278,6 +278,32 @@ def test_a_silent_qp_moves_at_once(pair: Classifier, teller: Teller) -> None:
     assert (change[home], change[other]) == (-1, 1)
     leave(pair, send(101))
     assert (field(pair, "path"), field(pair, "moves")) == (other, 1)
+
+
+def test_a_qp_that_only_answers_moves_without_a_count(classifier: Classifier, teller: Teller) -> None:
+    """It counts at its new home when it sends."""
+    classifier.fabric(uplinks(2), placement=Placement.BALANCED)
+    leave(classifier, ack(100))
+    other = 1 - field(classifier, "home")
+    assert teller.set_home(FROM_A, other, 0.0) is Told.DONE
+    assert (field(classifier, "home"), field(classifier, "counted")) == (other, 0)
+    assert not classifier.maps.placed().any()
+    leave(classifier, send(100), send(101), ack(101))
+    assert (field(classifier, "home"), field(classifier, "counted")) == (other, 1)
+    assert {path: int(qps) for path, qps in enumerate(classifier.maps.placed()) if qps} == {other: 1}
+
+
+def test_two_cpus_that_move_one_qp_take_its_count_along_once(pair: Classifier, teller: Teller) -> None:
+    """Each wants another home, over and over: the QP is counted where it ends, and nowhere else."""
+
+    def wishes(number: int) -> None:
+        record = np.zeros(1, layout.TELL)
+        record["key"] = np.frombuffer(layout.pack_qp_key(FROM_A), layout.QP_KEY)
+        record["hook"], record["fields"], record["home"] = Hook.STEER, 2, number
+        bpf.prog_test_run(teller._fd, bytes(14) + record.tobytes(), repeat=50_000)
+
+    on_two_cpus(wishes)
+    assert {path: int(qps) for path, qps in enumerate(pair.maps.placed()) if qps} == {field(pair, "home"): 1}
 
 
 def test_a_busy_qp_moves_in_its_first_silence(pair: Classifier, teller: Teller) -> None:

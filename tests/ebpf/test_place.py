@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from random import Random
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qpd.core.slots import place, qp_hash, slot_of
+from qpd.core.slots import choose, place, qp_hash, slot_of
 from qpd.kernel import bpf, layout, sources
 from qpd.model import PATHS_MAX, Group, Hook, Placement, QueuePairKey
-from tests.ebpf.harness import Classifier, Uplink, loaded, orders_of, uplinks
-from tests.ebpf.packets import Roce
+from tests.ebpf.harness import Classifier, Uplink, loaded, on_two_cpus, orders_of, uplinks
+from tests.ebpf.packets import RC_ACKNOWLEDGE, Roce
 
 pytestmark = pytest.mark.root
 
@@ -30,6 +30,17 @@ pytestmark = pytest.mark.root
 def homes(classifier: Classifier) -> Counter[int]:
     """How many QPs have their home on each path."""
     return Counter(int(home) for home in classifier.maps.qps()["value"]["home"])
+
+
+def counted(classifier: Classifier) -> Counter[int]:
+    """How many QPs that count have their home on each path."""
+    values = classifier.maps.qps()["value"]
+    return Counter(int(home) for home in values["home"][values["counted"] == 1])
+
+
+def placed(classifier: Classifier) -> Counter[int]:
+    """`placed` as the kernel has it."""
+    return Counter({path: int(qps) for path, qps in enumerate(classifier.maps.placed()) if qps})
 
 
 def weighted(weights: list[int]) -> list[Uplink]:
@@ -145,6 +156,90 @@ def test_groups_share_the_count_of_the_paths_that_they_share(classifier: Classif
     assert homes(classifier) == {0: 10, 1: 10, 2: 10, 3: 10}
 
 
+# --- QPs that only answer --------------------------------------------------------------------------------------------
+
+ANSWERS = {0x11, 0x12, 0x51, 0x52, 0xB1, 0xB2, 0x81}
+"""ACK (and NAK) and atomic acknowledge of RC, RD and XRC, and CNP (InfiniBand Architecture 1, 9.2.1, A17.9)."""
+
+
+def test_all_but_answers_without_data_count(classifier: Classifier) -> None:
+    classifier.fabric(uplinks(4), placement=Placement.BALANCED)
+    for opcode in range(256):
+        classifier.steer(Roce(dest_qp=opcode, opcode=opcode).build())
+    records = classifier.maps.qps()
+    only_answer = set(records["key"]["dest_qp"][records["value"]["counted"] == 0].tolist())
+    assert only_answer == ANSWERS
+    assert placed(classifier) == counted(classifier)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_those_that_send_lie_evenly_among_those_that_only_answer(classifier: Classifier, seed: int) -> None:
+    """In whatever order they begin, and whatever has come of each by then."""
+    random = Random(seed)
+    classifier.fabric(uplinks(4), placement=Placement.BALANCED)
+    orders = orders_of(dict.fromkeys(range(4), 1))
+    senders = [Roce(dest_qp=random.getrandbits(24)) for _ in range(16)]
+    answerers = [
+        Roce(dest_qp=random.getrandbits(24), opcode=random.choice(sorted(ANSWERS))) for _ in range(16)
+    ]
+    packets = [roce for roce in senders + answerers for _ in range(random.randint(1, 3))]
+    random.shuffle(packets)
+    active = [0] * 4
+    seen: dict[int, int] = {}
+    for roce in packets:
+        home = classifier.path_of(classifier.steer(roce.build()))
+        if roce.dest_qp not in seen:
+            order = [int(path) for path in orders[slot_of(qp_hash(roce.key))][:4]]
+            answers = roce.opcode in ANSWERS
+            weights = dict.fromkeys(range(4), 1)
+            assert home == place(order, 0b1111, Placement.BALANCED, active, weights, answers=answers)
+            assert not answers or home == choose(order, 0b1111)
+            active[home] += not answers
+        assert seen.setdefault(roce.dest_qp, home) == home
+    assert counted(classifier) == placed(classifier) == dict.fromkeys(range(4), 4)
+    recount = classifier.maps.recount_active(time.monotonic_ns(), 3600 * 10**9)
+    assert recount.active[:4].tolist() == [4] * 4
+    assert recount.certain.all()
+    assert not classifier.maps.gone().any()
+
+
+@pytest.mark.parametrize("opcode", [0x04, 0x0C, 0x0D, 0x0E, 0x10, 0x14, 0x24, 0x64, 0xA4])
+def test_what_has_answered_counts_once_from_when_it_sends(classifier: Classifier, opcode: int) -> None:
+    """Where it is: a home stays. RC SEND, READ request and responses, atomic, UC, UD, XRC."""
+    classifier.fabric(uplinks(4), placement=Placement.BALANCED)
+    for qp in range(8):
+        classifier.steer(Roce(dest_qp=qp, opcode=RC_ACKNOWLEDGE).build())
+    before = homes(classifier)
+    assert not placed(classifier)
+    for _ in range(3):
+        for qp in range(8):
+            classifier.steer(Roce(dest_qp=qp, opcode=opcode).build())
+            classifier.steer(Roce(dest_qp=qp, opcode=RC_ACKNOWLEDGE).build())
+    assert homes(classifier) == before == placed(classifier) == counted(classifier)
+
+
+def test_what_began_to_send_is_made_up_for_by_who_comes_next(classifier: Classifier) -> None:
+    classifier.fabric(uplinks(2), placement=Placement.BALANCED)
+    orders = orders_of({0: 1, 1: 1})
+    first = [Roce(dest_qp=qp) for qp in range(100) if orders[slot_of(qp_hash(Roce(dest_qp=qp).key))][0] == 0]
+    for roce in first[:6]:
+        classifier.steer(replace(roce, opcode=RC_ACKNOWLEDGE).build())
+        classifier.steer(roce.build())
+    assert placed(classifier) == {0: 6}
+    for roce in first[6:18]:
+        classifier.steer(roce.build())
+    assert placed(classifier) == {0: 9, 1: 9}
+
+
+def test_by_hash_the_same_are_counted(classifier: Classifier) -> None:
+    """So that `balanced`, once set, knows of them."""
+    classifier.fabric(uplinks(4))
+    for qp in range(20):
+        classifier.steer(Roce(dest_qp=qp, opcode=RC_ACKNOWLEDGE if qp % 2 else 0x04).build())
+    assert placed(classifier) == counted(classifier)
+    assert sum(placed(classifier).values()) == 10
+
+
 # --- Two CPUs --------------------------------------------------------------------------------------------------------
 
 QPS = 20_000
@@ -163,9 +258,10 @@ GATED = """
 	#pragma clang loop unroll(disable)
 	for (int i = 0; i < 4000 && *(volatile __u64 *)there < *here; i++)
 		bpf_ktime_get_ns();
-	packet->key.dest_qp = skb->mark;
+	packet->key.dest_qp = skb->mark - skb->priority;
 """
-"""The run waits for the other CPU's to come as far, so that both place their QP in the same moment."""
+"""The run waits for the other CPU's to come as far, so that both place their QP in the same moment. ``mark`` tells CPU
+and QP; less ``priority``, where both shall have the same QP."""
 
 
 @pytest.fixture(scope="module")
@@ -192,25 +288,16 @@ def _with_lines(lines: str, head: str, cache: Path, folder: Path) -> Iterator[Cl
         yield classifier
 
 
-def on_two_cpus(function: Callable[[int], None]) -> None:
-    """Run it with 0 and with 1, each in a thread on a CPU of its own."""
-    cpus = sorted(os.sched_getaffinity(0))[:2]
-    if len(cpus) < 2:
-        pytest.skip("needs two CPUs")
-
-    def on(number: int) -> None:
-        os.sched_setaffinity(0, {cpus[number]})
-        function(number)
-
-    with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(on, number) for number in (0, 1)]:
-            done.result()
+DATA, ANSWER = Roce().build(), Roce(opcode=RC_ACKNOWLEDGE).build()
 
 
-def run_marked(classifier: Classifier, mark: int, repeat: int = 1) -> None:
+def run_marked(
+    classifier: Classifier, mark: int, repeat: int = 1, *, packet: bytes = DATA, priority: int = 0
+) -> None:
     context = bytearray(192)
     struct.pack_into("=I", context, 8, mark)
-    bpf.prog_test_run(classifier.programs[Hook.STEER], Roce().build(), repeat=repeat, ctx_in=bytes(context))
+    struct.pack_into("=I", context, 32, priority)
+    bpf.prog_test_run(classifier.programs[Hook.STEER], packet, repeat=repeat, ctx_in=bytes(context))
 
 
 def test_two_cpus_place_many_qps_exactly(racing: Classifier) -> None:
@@ -250,3 +337,42 @@ def test_two_cpus_that_see_the_same_new_qps_place_each_once(racing: Classifier) 
     assert sum(homes(racing).values()) == QPS
     assert [homes(racing)[path] for path in range(4)] == racing.maps.placed()[:4].tolist()
     assert int(racing.maps.qps()["value"]["packets"].sum()) == 2 * QPS
+
+
+def test_two_cpus_that_see_qps_begin_to_send_count_each_once(racing: Classifier) -> None:
+    racing.reset()
+    racing.fabric(uplinks(4), placement=Placement.BALANCED)
+    on_two_cpus(lambda _: run_marked(racing, 0, QPS, packet=ANSWER))
+    assert sum(homes(racing).values()) == QPS
+    assert not placed(racing)
+    on_two_cpus(lambda _: run_marked(racing, 0, QPS))
+    assert counted(racing) == placed(racing) == homes(racing)
+
+
+def test_two_cpus_of_which_one_sees_an_answer_first_count_each_qp_once(racing: Classifier) -> None:
+    """Whichever makes the entry, and whichever loses."""
+    racing.reset()
+    racing.fabric(uplinks(4), placement=Placement.BALANCED)
+    on_two_cpus(lambda number: run_marked(racing, 0, QPS, packet=(ANSWER, DATA)[number]))
+    assert counted(racing) == placed(racing) == homes(racing)
+    assert sum(placed(racing).values()) == QPS
+
+
+def test_two_cpus_that_see_one_qp_begin_to_send_at_the_same_moment_count_it_once(gated: Classifier) -> None:
+    gated.reset()
+    gated.fabric(uplinks(2), placement=Placement.BALANCED)
+    barrier = threading.Barrier(2)
+    wrong = []
+
+    def rounds(number: int) -> None:
+        for turn in range(ROUNDS):
+            for packet in (ANSWER, DATA):
+                barrier.wait()
+                run_marked(gated, 2 * turn + number, packet=packet, priority=number)
+            barrier.wait()
+            if number == 0 and sum(placed(gated).values()) != turn + 1:
+                wrong.append((turn, placed(gated)))
+
+    on_two_cpus(rounds)
+    assert wrong == []
+    assert counted(gated) == placed(gated) == homes(gated)

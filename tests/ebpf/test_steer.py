@@ -12,7 +12,7 @@ import pytest
 
 from qpd.core.slots import choose, qp_hash, slot_of, source_port_of
 from qpd.kernel import bpf, layout, sources
-from qpd.model import Group, Hook, Verdict
+from qpd.model import Group, Hook, Placement, Verdict
 from tests.ebpf import packets
 from tests.ebpf.harness import (
     GUARD_MAGIC,
@@ -342,6 +342,17 @@ def test_a_full_map_steers_by_the_slot_s_order(small: Classifier) -> None:
             assert packets.source_port(outcome.packet, version=4) == source_port_of(h)
             assert outcome.action == (REDIRECT if small.path_of(outcome) else PASS)
     assert small.maps.placed().sum() == placed, "a QP without an entry weighs on no path"
+
+
+def test_what_answers_in_a_full_map_is_not_taken_off_a_count_that_it_is_not_in(small: Classifier) -> None:
+    small.reset()
+    small.fabric(uplinks(4), placement=Placement.BALANCED)
+    for roce in QPS[:8]:
+        small.steer(roce.build())
+    for roce in QPS[8:16]:
+        answer = replace(roce, opcode=packets.RC_ACKNOWLEDGE)
+        assert small.steer(answer.build()).verdicts == {Verdict.MAP_FULL: 1}
+    assert small.maps.placed()[:4].tolist() == [2] * 4
 
 
 def test_a_full_map_does_not_keep_arrivals_from_being_counted(small: Classifier) -> None:

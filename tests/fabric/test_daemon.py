@@ -257,7 +257,7 @@ def test_killed_and_detached_leaves_nothing(node: DaemonNode, router: KernelRout
 def test_a_stopped_daemon_ends_with_status_0_and_leaves_steering(node: DaemonNode) -> None:
     node.start()
     assert node.stop() == 0
-    assert (node.pins / "v3" / "steer").exists()
+    assert (node.pins / "v4" / "steer").exists()
     assert not node.socket.exists()
     node.start()
     assert set(node.paths()) == {"u0", "u1", "u2", "u3"}

@@ -74,8 +74,33 @@ def test_an_unseen_qp_gets_the_slots_first_choice() -> None:
 def test_a_full_path_is_passed_over_and_said_so() -> None:
     answer = explain(case(homes={2: 5, 0: 4, 1: 4}))
     assert answer["path"] == "spine1"
-    assert "spine3 is preferred but already is home to 5 QPs, its share is 5: passed over." in answer["why"]
+    assert (
+        "spine3 is preferred but already is home to 5 QPs that send, its share is 5: passed over."
+        in answer["why"]
+    )
     assert [step["share"] for step in answer["order"]] == [5, 5, 5]
+
+
+def test_an_unseen_qp_that_only_answers_would_get_another_home_where_the_first_is_full() -> None:
+    says = "A first packet that only answers would make it spine3."
+    assert explain(case(homes={2: 1}))["why"][-1] == says
+    assert (
+        "spine3 is preferred but already is home to 1 QP that sends, its share is 1: passed over."
+        in (explain(case(homes={2: 1}))["why"])
+    )
+    assert says not in explain(case(homes={2: 1}, placement=Placement.HASH))["why"]
+    assert says not in explain(case())["why"]
+
+
+def test_a_seen_qp_that_only_answers_is_said_to_be_counted_by_no_share() -> None:
+    answering = case(row=seen("spine3", "spine3"), home_id=2, counted=False, homes={0: 4})
+    assert explain(answering)["why"][2:] == [
+        "Its home has been spine3 since its first packet, 12.0 s ago.",
+        "It has only sent answers so far (ACKs, NAKs, CNPs): it began where its slot's order says; no share counts it.",
+        "spine3 serves, so its packets take it.",
+    ]
+    by_hash = explain(replace(answering, placement=Placement.HASH))
+    assert not any("answers" in sentence for sentence in by_hash["why"]), "by hash nothing is counted"
 
 
 def test_with_hash_placement_nothing_is_passed_over() -> None:

@@ -702,7 +702,7 @@ class TestLimits:
         assert group is not None
         assert len(group.weights) == 64
 
-    def test_more_than_256_groups(self) -> None:
+    def test_more_than_255_groups(self) -> None:
         leaf = Leaf()
         links = tuple(link(index) for index in range(10))
         combinations = [[hop(i) for i in range(10) if number >> i & 1] for number in range(1, 301)]
@@ -710,7 +710,7 @@ class TestLimits:
             route(f"192.0.{2 + n // 250}.{n % 250}/32", *hops) for n, hops in enumerate(combinations)
         )
         leaf.handle(Resynced(Facts(links, routes, ())))
-        assert len(leaf.kernel.groups) == 256
+        assert len(leaf.kernel.groups) == 255
         assert [tell.detail["limit"] for tell in leaf.told("limit-reached")] == ["groups"]
         for gone in routes[:60]:
             leaf.handle(RouteGone(gone.prefix, 20))

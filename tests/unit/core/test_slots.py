@@ -261,6 +261,18 @@ class TestPlace:
         members = dict.fromkeys(range(6), 1)
         assert place(order, usable, Placement.HASH, [9] * 6, members) == choose(order, usable)
 
+    @given(
+        st.permutations(range(6)),
+        st.integers(0, 63),
+        st.lists(st.integers(0, 50), min_size=6, max_size=6),
+        st.sampled_from(Placement),
+    )
+    def test_what_only_answers_goes_by_its_slot_alone(
+        self, order: list[int], usable: int, active: list[int], placement: Placement
+    ) -> None:
+        members = dict.fromkeys(range(6), 1)
+        assert place(order, usable, placement, active, members, answers=True) == choose(order, usable)
+
     @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(1, 200))
     @settings(deadline=None)
     def test_placed_one_after_another_queue_pairs_fill_by_weight(
