@@ -1,10 +1,10 @@
 """Both directions of a queue pair on one plane, without a word between the leaves. Pure.
 
-Of a pair one direction leads, and both ends know which: the one that sends where the other only answers, so that data
-stay where they were placed; where both send, that of the lesser end (by host, then QP). The leaf at the other end sees
-on which plane it arrives, and moves the answer there. It is moved at most once: only after a leading direction that has
-never changed its path, so its home. The move itself is the kernel's, in the first silence of the QP that is long enough
-for nothing of it to be under way (``struct tell`` of maps.h): no packet overtakes another.
+Of a pair one direction leads, and both ends know which: the one that has requests where the other only answers, so that
+data stay where they were placed; where both have, that of the lesser end (by host, then QP). The leaf at the other end
+sees on which plane it arrives, and moves the answer there. It is moved at most once: only after a leading direction
+that has never changed its path, so its home. The move itself is the kernel's, in the first silence of the QP that is
+long enough for nothing of it to be under way (``struct tell`` of maps.h): no packet overtakes another.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from qpd.model import NO_PATH, Path, PathState
 class Directions:
     """Known pairs, one an index. Hosts: uint8[n, 16], network byte order.
 
-    ``near``, ``near_qp``: the end at this leaf; ``far``, ``far_qp``: the other. ``sends``: whether the direction that
-    leaves has shown requests or READ responses, and not only answers; ``receives``: whether the other has. ``home``:
-    path id of the direction that leaves; ``wish``: path id that it waits to move to, NO_PATH for none. ``arrives``:
-    path id by which the other direction comes, NO_PATH where that is not known; ``moves``: how often it has changed.
+    ``near``, ``near_qp``: the end at this leaf; ``far``, ``far_qp``: the other. ``asks``: whether the direction that
+    leaves has shown requests; ``asked``: whether the other has. ``home``: path id of the direction that leaves;
+    ``wish``: path id that it waits to move to, NO_PATH for none. ``arrives``: path id by which the other direction
+    comes, NO_PATH where that is not known; ``moves``: how often it has changed.
     """
 
     near: npt.NDArray[np.uint8]
     near_qp: npt.NDArray[np.uint32]
     far: npt.NDArray[np.uint8]
     far_qp: npt.NDArray[np.uint32]
-    sends: npt.NDArray[np.bool_]
-    receives: npt.NDArray[np.bool_]
+    asks: npt.NDArray[np.bool_]
+    asked: npt.NDArray[np.bool_]
     home: npt.NDArray[np.uint8]
     wish: npt.NDArray[np.uint8]
     arrives: npt.NDArray[np.uint8]
@@ -49,7 +49,7 @@ class Follow:
 
 
 def leads(pairs: Directions) -> npt.NDArray[np.bool_]:
-    """Whether the direction that leaves here leads: it alone sends, or its sender is the lesser end."""
+    """Whether the direction that leaves here leads: it alone has requests, or its sender is the lesser end."""
     size = len(pairs.near_qp)
     ends = np.zeros((2, size, 20), np.uint8)
     for end, host, qp in ((0, pairs.near, pairs.near_qp), (1, pairs.far, pairs.far_qp)):
@@ -60,7 +60,7 @@ def leads(pairs: Directions) -> npt.NDArray[np.bool_]:
     index = np.arange(size)
     first: npt.NDArray[np.bool_] = ends[0, index, at] < ends[1, index, at]
     lesser = first & differs.any(axis=1)
-    leading: npt.NDArray[np.bool_] = np.where(pairs.sends == pairs.receives, lesser, pairs.sends)
+    leading: npt.NDArray[np.bool_] = np.where(pairs.asks == pairs.asked, lesser, pairs.asks)
     return leading
 
 

@@ -163,9 +163,9 @@ def left_across(fabric: Fabric, links: Sequence[Link]) -> str | None:
 def test_both_directions_are_put_on_one_plane(ends: tuple[Fabric, str, str]) -> None:
     """Two planes that meet nowhere: the links across are cut.
 
-    At most one direction moves, once, and it is the one that the greater end sends.
+    At most one direction moves, once, and it is the one that answers, though its end is the lesser one.
     """
-    fabric, source, destination = ends
+    fabric, destination, source = ends
     across = [fabric.link("dc1-spine1", "dc2-spine2"), fabric.link("dc1-spine2", "dc2-spine1")]
     for link in across:
         fabric.cut(link)
@@ -212,7 +212,6 @@ def test_both_directions_are_put_on_one_plane(ends: tuple[Fabric, str, str]) -> 
         assert seen[near] == seen[far]
     moves = [{qp: row["moves"] for qp, row in leaf.rows().items()} for leaf in (here, there)]
     assert max(*moves[0].values(), *moves[1].values()) == 1
-    # Hosts have the same addresses as they have names: the first one leads.
     assert set(moves[0].values()) == {0}
 
 

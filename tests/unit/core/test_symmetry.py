@@ -46,8 +46,8 @@ def pairs(*rows: tuple[tuple[bytes, int], tuple[bytes, int], int, int], **more: 
         near_qp=np.array([row[0][1] for row in rows], np.uint32),
         far=octets(1),
         far_qp=np.array([row[1][1] for row in rows], np.uint32),
-        sends=np.array(more.get("sends", [1] * len(rows)), np.bool_),
-        receives=np.array(more.get("receives", [1] * len(rows)), np.bool_),
+        asks=np.array(more.get("asks", [1] * len(rows)), np.bool_),
+        asked=np.array(more.get("asked", [1] * len(rows)), np.bool_),
         home=np.array([row[2] for row in rows], np.uint8),
         wish=np.array(more.get("wish", [NO_PATH] * len(rows)), np.uint8),
         arrives=np.array([row[3] for row in rows], np.uint8),
@@ -67,8 +67,8 @@ def test_answers_follow_what_they_answer() -> None:
     """Whoever the lesser end is: data stay where they were placed."""
     for near, far in ((LOW, HIGH), (HIGH, LOW)):
         rows = ((near, 1), (far, 2), RED, BLUE)
-        assert follow(pairs(rows, sends=[0]), PATHS) == [Follow(0, BLUE)]
-        assert follow(pairs(rows, receives=[0]), PATHS) == []
+        assert follow(pairs(rows, asks=[0]), PATHS) == [Follow(0, BLUE)]
+        assert follow(pairs(rows, asked=[0]), PATHS) == []
 
 
 def test_who_is_there_stays() -> None:
@@ -108,9 +108,9 @@ rows_of_pairs = st.lists(st.tuples(ends, ends, st.booleans(), st.booleans()), mi
 def test_both_leaves_agree_who_leads(
     rows: list[tuple[tuple[bytes, int], tuple[bytes, int], bool, bool]],
 ) -> None:
-    sends, receives = [row[2] for row in rows], [row[3] for row in rows]
-    here = leads(pairs(*[(near, far, RED, BLUE) for near, far, *_ in rows], sends=sends, receives=receives))
-    there = leads(pairs(*[(far, near, RED, BLUE) for near, far, *_ in rows], sends=receives, receives=sends))
+    asks, asked = [row[2] for row in rows], [row[3] for row in rows]
+    here = leads(pairs(*[(near, far, RED, BLUE) for near, far, *_ in rows], asks=asks, asked=asked))
+    there = leads(pairs(*[(far, near, RED, BLUE) for near, far, *_ in rows], asks=asked, asked=asks))
     for (near, far, out, back), mine, others in zip(rows, here, there, strict=True):
         assert mine == (near < far if out == back else out)
         assert others == (far < near if out == back else back)
