@@ -1,4 +1,4 @@
-"""qpd on a leaf whose wires delay and lose by netem, in the guest: tests/guest/netem, all in one boot."""
+"""qpd on a leaf whose wires delay and lose by netem, in a guest of virtual time: tests/guest/netem, all in one boot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.guest.conftest import REPOSITORY, RunInGuest
 
-pytestmark = [pytest.mark.frr, pytest.mark.long, pytest.mark.timeout(1020)]
+pytestmark = [pytest.mark.frr, pytest.mark.slow, pytest.mark.timeout(1020)]
 
 TESTS = (
     "inside_rtt.py::test_medians_are_the_delays_that_were_set",
@@ -22,8 +22,8 @@ MODULES = "sch_netem sch_ingress cls_bpf veth"
 def said(in_guest: RunInGuest) -> str:
     """What pytest says of all of them."""
     files = " ".join(dict.fromkeys(f"tests/guest/netem/{test.partition('::')[0]}" for test in TESTS))
-    pytest_ = f"{REPOSITORY}/.venv/bin/python -m pytest {files} -v -rPs -p no:cacheprovider --timeout=600"
-    answer = in_guest("sh", "-c", f"modprobe -a {MODULES} && exec {pytest_}", deadline=900)
+    pytest_ = f"{REPOSITORY}/.venv/bin/python -m pytest {files} -v -rPs -p no:cacheprovider"
+    answer = in_guest("sh", "-c", f"modprobe -a {MODULES} && exec {pytest_}", deadline=900, virtual_time=True)
     return f"{answer.stdout}\n{answer.stderr[-2000:]}"
 
 

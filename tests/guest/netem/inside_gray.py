@@ -21,7 +21,7 @@ from tests.fabric.judge import until
 from .leaf import PATIENCE, SOURCE, Leaf, Tap
 from .requester import Connection, Manner, Requester
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(7200)
 
 BAD, GOOD = 0, 1
 """Uplinks; the first one loses."""
@@ -30,7 +30,7 @@ QPS = 8
 HOLD = float(os.environ.get("QPDT_GRAY_HOLD", "3"))
 """Seconds out of service, the first time."""
 RUNS = int(os.environ.get("QPDT_GRAY_RUNS", "1"))
-RATE = float(os.environ.get("QPDT_GRAY_RATE", "4000"))
+RATE = float(os.environ.get("QPDT_GRAY_RATE", "2000"))
 """Packets a second of all QPs together."""
 CALM = 6.0
 """Seconds without loss before the loss: longer than what the daemon looks back on."""
@@ -78,6 +78,7 @@ def lose_after_calm(leaf: Leaf) -> tuple[float, float]:
 
     Packets a second on the path before that, and when it began to lose: seconds since the epoch.
     """
+    leaf.settle()
     begun = time.monotonic()
     before = leaf.by_interface()
 

@@ -17,14 +17,14 @@ from .leaf import PATIENCE, SOURCE, Leaf, Tap
 from .requester import Connection, Requester
 from .responder import RC_ACKNOWLEDGE, RC_SEND_ONLY
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(7200)
 
 DELAYS_MS = {0: 0.0, 1: 2.0, 2: 22.0, 3: 75.0}
 """By uplink; the first has no netem, and shows what all else takes."""
 QPS = 2
 """On each uplink."""
-ROUND, ROUNDS = 60, 5
-"""Samples of each QP in a round."""
+SAMPLES = 60
+"""Of each QP."""
 
 
 def near(value: float, wanted: float) -> bool:
@@ -59,12 +59,12 @@ def round_trips_ms(packets: list[RocePacket]) -> list[float]:
 
 
 def measured(leaf: Leaf, requester: Requester, file: Path) -> dict[int, tuple[float, float]]:
-    """A round: by uplink, the median round trip on the wire and the one that qpd states of the path; milliseconds."""
+    """By uplink, the median round trip on the wire and the one that qpd states of the path; milliseconds."""
     tap = Tap(leaf.router.name, "any", file)
     try:
-        requester.exchange(ROUND, PATIENCE)
+        requester.exchange(SAMPLES, PATIENCE)
         paths = leaf.by_interface()
-        until_equal(lambda: len(tap.times()), 2 * len(requester.connections) * ROUND)
+        until_equal(lambda: len(tap.times()), 2 * len(requester.connections) * SAMPLES)
     finally:
         tap.close()
     packets = asyncio.run(decode(file))
@@ -72,43 +72,34 @@ def measured(leaf: Leaf, requester: Requester, file: Path) -> dict[int, tuple[fl
     for uplink in DELAYS_MS:
         numbers = {number for one in connections(uplink) for number in (one.qp, one.dest_qp)}
         wire = round_trips_ms([packet for packet in packets if packet.destination_qp in numbers])
-        assert len(wire) == QPS * ROUND
+        assert len(wire) == QPS * SAMPLES
         found[uplink] = (statistics.median(wire), paths[f"u{uplink}"]["rtt_us"] / 1e3)
     return found
 
 
 def test_medians_are_the_delays_that_were_set(leaf: Leaf, tmp_path: Path) -> None:
-    """Each path's median is the wire's, and the delay set and what a path without one takes: within 1 % or 0.2 ms.
-
-    In one of some rounds, for an emulated machine that others use may let its timers wait. Where netem itself is late
-    all the time, as the capture tells, qpd has only the capture to agree with.
-    """
+    """Each path's median is the wire's, and both are the delay set and what a path without one takes."""
     delays = {uplink: f"delay {ms}ms" for uplink, ms in DELAYS_MS.items() if ms}
     leaf.netem(leaf.router.far, delays)
     requester = Requester(
         leaf.router.name, SOURCE, [one for uplink in DELAYS_MS for one in connections(uplink)]
     )
-    told, agreed = [], False
     try:
         deadline = time.monotonic() + PATIENCE
         while (problem := unpaired(leaf, requester)) is not None:
             assert time.monotonic() < deadline, problem
             requester.exchange(5)
-        for number in range(ROUNDS):
-            seen = measured(leaf, requester, tmp_path / f"{number}.pcap")
-            plain = seen[0][0]
-            for uplink, (wire, said) in seen.items():
-                told.append(f"set {DELAYS_MS[uplink]:g} ms: wire {wire:.3f}, qpd {said:.3f}")
-            print(" | ".join(told[-len(seen) :]))
-            sure = all(near(wire, DELAYS_MS[uplink] + plain) for uplink, (wire, _) in seen.items())
-            if all(near(said, wire) for wire, said in seen.values()):
-                agreed = True
-                if sure and all(near(said, DELAYS_MS[uplink] + plain) for uplink, (_, said) in seen.items()):
-                    return
+        seen = measured(leaf, requester, tmp_path / "any.pcap")
     finally:
         requester.close()
         leaf.netem(leaf.router.far, dict.fromkeys(delays, ""))
-    assert agreed, told
-    pytest.skip(
-        f"netem's own delays are not what was set, this machine is too busy: {told[-len(DELAYS_MS) :]}"
-    )
+    told = [
+        f"set {DELAYS_MS[uplink]:g} ms: wire {wire:.3f}, qpd {said:.3f}"
+        for uplink, (wire, said) in seen.items()
+    ]
+    print(" | ".join(told))
+    for uplink, (wire, said) in seen.items():
+        wanted = DELAYS_MS[uplink] + seen[0][0]
+        assert near(wire, wanted), told
+        assert near(said, wanted), told
+        assert near(said, wire), told
