@@ -30,7 +30,7 @@ QPS = 8
 HOLD = float(os.environ.get("QPDT_GRAY_HOLD", "3"))
 """Seconds out of service, the first time."""
 RUNS = int(os.environ.get("QPDT_GRAY_RUNS", "1"))
-RATE = float(os.environ.get("QPDT_GRAY_RATE", "2000"))
+RATE = float(os.environ.get("QPDT_GRAY_RATE", "4000"))
 """Packets a second of all QPs together."""
 CALM = 6.0
 """Seconds without loss before the loss: longer than what the daemon looks back on."""
