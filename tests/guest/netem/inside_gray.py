@@ -74,7 +74,7 @@ def traffic(leaf: Leaf) -> Iterator[None]:
 
 
 def lose_after_calm(leaf: Leaf) -> tuple[float, float]:
-    """Let traffic run for longer than the daemon looks back, then lose.
+    """Let traffic run on a path that is trusted for longer than the daemon looks back, then lose.
 
     Packets a second on the path before that, and when it began to lose: seconds since the epoch.
     """
@@ -87,6 +87,10 @@ def lose_after_calm(leaf: Leaf) -> tuple[float, float]:
         return {name: rows[name]["packets"] - before[name]["packets"] for name in (f"u{BAD}", f"u{GOOD}")}
 
     def question() -> str | None:
+        nonlocal begun, before
+        rows = leaf.by_interface()
+        if rows[f"u{BAD}"]["gray"] or rows[f"u{BAD}"]["state"] != "up":
+            begun, before = time.monotonic(), rows
         if time.monotonic() - begun < CALM:
             return "not long enough"
         idle = [name for name, packets in passed().items() if not packets]
@@ -133,13 +137,13 @@ def draining(leaf: Leaf) -> None:
 
 def until_left(leaf: Leaf, tap: Tap) -> None:
     """Lose, until the path has been drained and has been silent for its time; tell how long each took."""
-    back = len(events(leaf, "path-gray-over"))
     rate, begun = lose_after_calm(leaf)
+    back = len(events(leaf, "path-gray-over"))
     until(
         lambda: None if len(events(leaf, "path-gray-over")) > back else "not drained and tried again",
         PATIENCE,
     )
-    event = events(leaf, "path-gray")[back]
+    event = next(event for event in events(leaf, "path-gray") if time_of(event) > begun)
     assert event["detail"]["action"] == "drain"
     # It serves again from then on: the last packet before that was the last one of all QPs that had to leave it.
     over = time_of(events(leaf, "path-gray-over")[back])
