@@ -116,8 +116,8 @@ class Leaf:
     def settle(self) -> None:
         """Read what qpd and tc have mapped: to read it while something is measured would pass much virtual time."""
         assert self.node.process is not None
-        for process in (self.node.process, *self._tc.values()):
-            lines = Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8").splitlines()
+        for pid in (self.node.process.pid, *(process.pid for process in self._tc.values())):
+            lines = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines()
             for file in {line.split(maxsplit=5)[5] for line in lines if "/" in line}:
                 with suppress(OSError):
                     Path(file).read_bytes()
