@@ -111,7 +111,7 @@ MEASURES = (
         "ms",
         1e3,
         "lower",
-        "By how much the slowest iteration that a fault touched was longer than the median of those untouched.",
+        "By how much the slowest iteration that a fault touched was longer than the median of those before it.",
         0,
     ),
     Measure(
@@ -120,8 +120,8 @@ MEASURES = (
         "s",
         1,
         "lower",
-        "By how much all iterations that a fault touched were longer, together, than as many of those untouched "
-        "(their median).",
+        "By how much all iterations since the fault began were longer, together, than as many of those before it "
+        "(their median): what it took, and what leaving its paths took.",
     ),
     Measure(
         "goodput_bps",

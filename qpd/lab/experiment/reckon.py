@@ -112,7 +112,9 @@ def left_after(
 def iterations(rows: Collection[Mapping[str, Any]], done: Collection[Done]) -> dict[str, float]:
     """The measures of iterations: each row has `begin_ns`, `end_ns`, `seconds`, `communication_s`, `wrong_values`.
 
-    Those that a fault touches count for the stall, the others for the means; where a fault touches all, all count.
+    Those that a fault touches count for the stall, the others for the means; where a fault touches all, all count. What
+    they are compared with are those before the first fault, where there are any: what comes after may still be slower,
+    on the paths that are left.
     """
     if not rows:
         return {}
@@ -124,9 +126,12 @@ def iterations(rows: Collection[Mapping[str, Any]], done: Collection[Done]) -> d
         "wrong_values": float(sum(row["wrong_values"] for row in rows)),
     }
     if touched and len(touched) < len(rows):
-        usual = median(row["seconds"] for row in calm)
+        first = min(one.begin_ns for one in done)
+        before = [row for row in rows if row["end_ns"] <= first]
+        usual = median(row["seconds"] for row in before or calm)
         found["stall_s"] = max(0.0, max(row["seconds"] for row in touched) - usual)
-        found["lost_time_s"] = max(0.0, sum(row["seconds"] - usual for row in touched))
+        late = [row["seconds"] - usual for row in rows if row["end_ns"] > first]
+        found["lost_time_s"] = max(0.0, sum(late))
     return found
 
 

@@ -123,11 +123,13 @@ def test_stall_is_what_the_iteration_of_the_fault_took_longer() -> None:
         for i, seconds in enumerate([1.0, 1.2, 3.0, 1.4])
     ]
     found = reckon.iterations(rows, [done(2.2, 2.4)])
-    assert found["stall_s"] == pytest.approx(1.8)
+    assert found["stall_s"] == pytest.approx(1.9), "1.1 was usual before"
+    assert found["lost_time_s"] == pytest.approx(2.2), "the one after it is still slower, by 0.3"
     assert found["iteration_s"] == pytest.approx(1.2), "the touched one is not in the mean"
     assert "stall_s" not in reckon.iterations(rows, [])
     longer = reckon.iterations(rows, [done(1.5, 2.4)])
-    assert longer["lost_time_s"] == pytest.approx(1.8), "3.0 and 1.2, where 1.2 is usual"
+    assert longer["lost_time_s"] == pytest.approx(2.6), "1.2, 3.0 and 1.4, where 1.0 was usual"
+    assert reckon.iterations(rows, [done(0.2, 0.4)])["stall_s"] == 0, "the others' median, where none was before"
     assert reckon.iterations([], []) == {}
 
 
