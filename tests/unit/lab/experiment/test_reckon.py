@@ -129,7 +129,9 @@ def test_stall_is_what_the_iteration_of_the_fault_took_longer() -> None:
     assert "stall_s" not in reckon.iterations(rows, [])
     longer = reckon.iterations(rows, [done(1.5, 2.4)])
     assert longer["lost_time_s"] == pytest.approx(2.6), "1.2, 3.0 and 1.4, where 1.0 was usual"
-    assert reckon.iterations(rows, [done(0.2, 0.4)])["stall_s"] == 0, "the others' median, where none was before"
+    assert reckon.iterations(rows, [done(0.2, 0.4)])["stall_s"] == 0, (
+        "the others' median, where none was before"
+    )
     assert reckon.iterations([], []) == {}
 
 
