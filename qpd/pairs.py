@@ -40,7 +40,7 @@ class SetPeer(Protocol):
         """Tell one entry."""
 
 
-_PLACE = np.dtype([("home", "u1"), ("wish", "u1"), ("path", "u1"), ("moves", "u4"), ("asks", "?")])
+_PLACE = np.dtype([("home", "u1"), ("wish", "u1"), ("path", "u1"), ("moves", "u4")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +173,8 @@ class PairKeeper:
             near_qp=arriving[0]["qp"][near],
             far=leaving[0]["remote"][far].view(np.uint8).reshape(-1, 16),
             far_qp=leaving[0]["qp"][far],
-            asks=leaving[1]["asks"][far],
-            asked=arriving[1]["asks"][near],
+            asks=leaving[0]["request_psn"][far] >= 0,
+            asked=arriving[0]["request_psn"][near] >= 0,
             home=leaving[1]["home"][far],
             wish=leaving[1]["wish"][far],
             arrives=arriving[1]["path"][near],
@@ -220,7 +220,6 @@ def _psn(words: npt.NDArray[np.uint32], less: int) -> npt.NDArray[np.int64]:
 def _placed(values: Records) -> npt.NDArray[np.void]:
     placed = np.zeros(len(values), _PLACE)
     placed["home"], placed["path"], placed["moves"] = values["home"], values["path"], values["moves"]
-    placed["asks"] = values["next_psn"] & layout.PSN_KNOWN != 0
     placed["wish"] = np.where(values["wish"] == 0, NO_PATH, values["wish"] - np.uint8(1))
     return placed
 
