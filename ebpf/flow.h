@@ -146,7 +146,7 @@ static __always_inline __u32 stand_in(const struct qp *qp, __u64 usable)
 	return order ? choose(order, usable) : NO_PATH;
 }
 
-/* An entry to be filled and inserted. Its place is this CPU's own: 248 octets are too much for the stack. */
+/* An entry to be filled and inserted. Its place is this CPU's own: 312 octets are too much for the stack. */
 static __always_inline struct qp *blank_entry(struct counters *own)
 {
 	__builtin_memset(&own->fresh, 0, sizeof(own->fresh));

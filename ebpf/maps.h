@@ -12,11 +12,11 @@
 
 #include "verdict.h"
 
-#define QPD_LAYOUT 4
+#define QPD_LAYOUT 5
 
-/* The loader sets PIN_DIR ("…/v4") and QPS_MAX on the command line. */
+/* The loader sets PIN_DIR ("…/v5") and QPS_MAX on the command line. */
 #ifndef PIN_DIR
-#define PIN_DIR "/sys/fs/bpf/qpd/v4"
+#define PIN_DIR "/sys/fs/bpf/qpd/v5"
 #endif
 #ifndef QPS_MAX
 #define QPS_MAX 131072
@@ -34,6 +34,7 @@
 #define BFD_SESSIONS_MAX 256
 #define EVENTS_BYTES     (512 * 1024) /* a power of two, and whole pages */
 #define SCRATCH_BYTES    128
+#define SLOT_WATCHED     0x8000 /* in struct qp's `slot`: the daemon wants to know when PSNs come by */
 #define NO_PATH          0xff
 #define NO_GROUP         0xff
 #define NO_GENERATION    0
@@ -50,6 +51,11 @@
 #define PSN_MASK  0x00ffffff
 /* In next_psn: the last request is a READ of `read_octets`, and takes more PSNs than are known. */
 #define STREAM_READ 0x10000000
+
+/* Marks of PSNs (marks.h): times in units of 256 ns, which begin anew after 18 minutes. */
+#define MARKS            8
+#define MARK_EXPONENT(n) ((n) < 4 ? (n) : 2 * (n)-3) /* 0, 1, 2, 3, 5, 7, 9, 11 */
+#define MARK_SHIFT       8
 
 /* An IPv6 address, or an IPv4 address as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). Network byte order. */
 struct address {
@@ -70,7 +76,7 @@ struct qp_key {
 /* One steered (egress) or observed (ingress) QP. Times: CLOCK_MONOTONIC, ns.
  *
  * What goes to a QP are requests, with the sender's own PSNs, and responses (ACK, NAK, READ and atomic responses), whose
- * PSNs are those of the requests that the QP made itself. What is known of either lies apart. 248 octets: with its key and
+ * PSNs are those of the requests that the QP made itself. What is known of either lies apart. 312 octets: with its key and
  * the kernel's head of 48 an entry begins and ends with a cache line. */
 struct qp {
 	/* What every packet needs, on one cache line. */
@@ -81,12 +87,12 @@ struct qp {
 	__u32 generation;   /* control.generation at which group and members were cached; NO_GENERATION: a wish waits */
 	__u8 group;         /* NO_GROUP: none covers the destination */
 	__u8 counted;       /* 1: has sent more than answers, and is one of `placed` at its home. Under LOCK_PLACED */
-	__u16 slot;
-	__u16 source_port; /* entropy: the VXLAN outer source port that this QP gets */
-	__u8 home;         /* path id given at the first packet; NO_PATH on ingress. Moves under LOCK_PLACED */
-	__u8 path;         /* path id of the last packet */
-	__u32 next_psn;    /* requests: the PSN after the newest; with PSN_KNOWN, and STREAM_… (psn.h) */
-	__u64 window;      /* bit n: PSN next_psn - 1 - n came by */
+	__u16 slot;         /* with SLOT_WATCHED, which only `tell` sets and takes away; on ingress nothing else */
+	__u16 source_port;  /* entropy: the VXLAN outer source port that this QP gets */
+	__u8 home;          /* path id given at the first packet; NO_PATH on ingress. Moves under LOCK_PLACED */
+	__u8 path;          /* path id of the last packet */
+	__u32 next_psn;     /* requests: the PSN after the newest; with PSN_KNOWN, and STREAM_… (psn.h) */
+	__u64 window;       /* bit n: PSN next_psn - 1 - n came by */
 	/* What responses and every packet that asks for one need. */
 	__u32 next_response; /* READ responses: the PSN due next; with PSN_KNOWN, and RESPONSE_… (response.h) */
 	__u32 acked_psn; /* the newest PSN that responses acknowledge: of requests of the QP dest_qp; with PSN_KNOWN */
@@ -132,6 +138,9 @@ struct qp {
 	__u32 run_from;      /* … and where it began */
 	__u32 response_gap;  /* … from this PSN on */
 	__u32 first_psn;     /* the first request of this life of the QP number that was seen here; with PSN_KNOWN */
+	/* While watched (marks.h): when the newest PSN of each class was first asked for, and first answered; 0: not known. */
+	__u32 asked_at[MARKS];    /* up to the newest request */
+	__u32 answered_at[MARKS]; /* up to `acked_psn` */
 };
 
 /* One next hop on one uplink. ifindex 0: unused id. */
@@ -246,7 +255,7 @@ struct event_cm {
 
 /* What the program `tell` is given, behind 14 octets that PROG_TEST_RUN wants for an Ethernet header: fields of a living
  * entry to set, here where packets count in it. It returns enum told. */
-enum tell_fields { TELL_PEER = 1, TELL_HOME = 2, TELL_LIFE = 4 };
+enum tell_fields { TELL_PEER = 1, TELL_HOME = 2, TELL_LIFE = 4, TELL_WATCHED = 8 };
 enum told { TOLD_DONE, TOLD_WAITS, TOLD_NO_ENTRY, TOLD_REFUSED, TOLD_MALFORMED };
 
 struct tell {
@@ -257,6 +266,7 @@ struct tell {
 	__u32 home; /* a path id; NO_PATH: forget a wish that waits. Only a member of the QP's group, and not on ingress */
 	__u32 idle_us;  /* move home at once if the QP has been silent for that long, else in its first such silence */
 	__u32 restarts; /* TELL_LIFE: only where this is the entry's, so that nothing is told of a life that is over */
+	__u32 watched;  /* 1: note when PSNs come by; 0: no more, as when the peer is told */
 };
 
 /* What the tap has found about a path. */

@@ -4,6 +4,7 @@
 #define QPD_PSN_H
 
 #include "count.h"
+#include "marks.h"
 
 #define PSN_HALF 0x800000 /* InfiniBand Architecture 1, 9.7.2: half of all numbers lie ahead, half behind */
 
@@ -92,6 +93,7 @@ static __always_inline void begin_life(struct qp *qp)
 	qp->gap_psn = 0;
 	qp->rnr = 0;
 	qp->stamp_ns = 0;
+	forget_marks(qp);
 }
 
 static __always_inline void begin_stream(struct qp *qp, const struct request *request)
@@ -143,6 +145,9 @@ static __always_inline void advance(struct qp *qp, const struct request *request
 		shift = request->span;
 	}
 	qp->window = shift < WINDOW ? window << shift | own : own;
+	if (ahead)
+		mark_missed(qp, qp->next_psn - 1, request->psn - 1);
+	mark_asked(qp, request->psn - 1, request->psn + request->span - 1);
 	qp->next_psn = ((request->psn + request->span) & PSN_MASK) | PSN_KNOWN | (request->unsure ? STREAM_READ : 0);
 }
 
@@ -201,6 +206,7 @@ static __always_inline void step_back(struct qp *qp, const struct request *reque
 	qp->run_psn = after;
 	/* Caught up: what comes next is due. */
 	if (state & STREAM_RUN && psn_distance(next, after) < PSN_HALF) {
+		mark_missed(qp, next - 1, after - 1);
 		next = after;
 		state = 0;
 	}

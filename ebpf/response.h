@@ -37,8 +37,11 @@ static __always_inline void acknowledge(struct qp *qp, __u32 psn)
 {
 	__u32 beyond = psn_distance(qp->acked_psn, psn);
 
-	if (qp->acked_psn & PSN_KNOWN && (!beyond || beyond >= PSN_HALF))
-		return;
+	if (qp->acked_psn & PSN_KNOWN) {
+		if (!beyond || beyond >= PSN_HALF)
+			return;
+		mark_answered(qp, qp->acked_psn & PSN_MASK, psn);
+	}
 	qp->acked_psn = psn | PSN_KNOWN;
 	qp->acks++;
 }

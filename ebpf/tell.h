@@ -39,8 +39,11 @@ static __always_inline enum told tell_entry(struct __sk_buff *skb, struct counte
 		return TOLD_REFUSED;
 	if (tell.fields & TELL_PEER && qp->peer_qp != tell.peer_qp) {
 		qp->peer_qp = tell.peer_qp & PSN_MASK;
+		watch(qp, false);
 		qp->stamp_ns = 0;
 	}
+	if (tell.fields & TELL_WATCHED)
+		watch(qp, tell.watched);
 	if (tell.fields & TELL_HOME)
 		return tell_home(qp, &tell, coarse_now(own));
 	return TOLD_DONE;

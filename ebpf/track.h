@@ -116,6 +116,7 @@ static __always_inline void track(struct __sk_buff *skb, struct packet *packet, 
 	if (packet->opcode >> TRANSPORT_SHIFT <= TRANSPORT_UC && REQUESTS >> operation & 1) {
 		if (qp->next_psn == (psn | PSN_KNOWN) && PLAIN_REQUESTS >> operation & 1) {
 			qp->next_psn = next | PSN_KNOWN;
+			mark_asked(qp, psn - 1, psn);
 			qp->window = qp->window << 1 | 1;
 			if (hook == HOOK_STEER && packet->psn & ACKNOWLEDGE_REQUEST)
 				stamp(qp, packet);
@@ -125,6 +126,8 @@ static __always_inline void track(struct __sk_buff *skb, struct packet *packet, 
 	} else if (packet->opcode == READ_RESPONSE_FIRST + READ_MIDDLE &&
 	           qp->next_response == (psn | PSN_KNOWN | RESPONSE_MORE)) {
 		qp->next_response = next | PSN_KNOWN | RESPONSE_MORE;
+		if (qp->acked_psn & PSN_KNOWN)
+			mark_answered(qp, qp->acked_psn & PSN_MASK, psn);
 		qp->acked_psn = psn | PSN_KNOWN;
 		qp->acks++;
 	} else {

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from qpd.core.current import current_paths
 from qpd.kernel.layout import unpack_address
 from qpd.kernel.maps import Maps
-from qpd.model import NO_GROUP, NO_PATH, PATHS_MAX, Address
+from qpd.model import NO_GROUP, NO_PATH, PATHS_MAX, SLOTS, Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,11 @@ class Steering:
         groups = np.array([self.group_of(unpack_address(packed.tobytes())) for packed in distinct], np.uint8)
         values["group"] = groups[position.ravel()]
         values["path"] = current_paths(
-            values["home"], values["slot"], values["group"], usable=self.usable, tables=self.tables
+            values["home"],
+            values["slot"] & SLOTS - 1,
+            values["group"],
+            usable=self.usable,
+            tables=self.tables,
         )
 
 

@@ -62,7 +62,7 @@ _COUNT_SHARE = 20
 """The census takes at most one part in so many of the time, however many QPs there are."""
 _LOOK_INTERVAL, _LOOK_INTERVAL_IDLE = 0.05, 0.5
 """Between two looks for pairs, while there are QPs whose partner is not known, and else."""
-_LOOK_SHARE, _LOOK_SHARE_IDLE = 10, 50
+_LOOK_SHARE, _LOOK_SHARE_IDLE = 5, 50
 """Looks take at most one part in so many of the time."""
 _GRAY_INTERVAL = 0.1
 _GRAY_HOLDS_MAX = 32
@@ -164,8 +164,7 @@ class Daemon:
         closing.callback(teller.close)
         self._pairs = PairKeeper(
             self.maps,
-            teller.set_peer,
-            teller.set_home,
+            teller,
             symmetric=settings.symmetric,
             idle=settings.symmetric_idle,
         )

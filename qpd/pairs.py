@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qpd.core.cm import CmBook, Connection
-from qpd.core.pairing import Found, Pair, Pairing, QpName
+from qpd.core.pairing import Entry, Found, Pair, Pairing, QpName
 from qpd.core.sighting import SIGHTING, Look, Records
 from qpd.core.symmetry import Directions, follow
-from qpd.kernel import layout
+from qpd.kernel import layout, marks
 from qpd.kernel.maps import Maps, Side
 from qpd.kernel.tell import Told
 from qpd.model import NO_PATH, CmMessage, Path, QueuePairKey, Tell
@@ -30,14 +30,18 @@ _TICKS = 0.008
 """The kernel's coarse clock may be two timer ticks late."""
 _UNSEEN_MAX = 4096
 
-SetHome = Callable[[QueuePairKey, int, float], Told]
 
+class Tells(Protocol):
+    """As :class:`qpd.kernel.tell.Teller`."""
 
-class SetPeer(Protocol):
-    """As :meth:`qpd.kernel.tell.Teller.set_peer`."""
+    def set_peer(self, key: QueuePairKey, side: Side, peer_qp: int, *, restarts: int | None = None) -> Told:
+        """Who speaks with this QP; 0: it is not known."""
 
-    def __call__(self, key: QueuePairKey, side: Side, peer_qp: int, *, restarts: int | None = None) -> Told:
-        """Tell one entry."""
+    def set_home(self, key: QueuePairKey, path: int, idle: float) -> Told:
+        """Where it belongs, from its first silence of ``idle`` seconds on."""
+
+    def set_watched(self, key: QueuePairKey, side: Side, watched: bool) -> Told:
+        """Whether the times of its PSNs are wanted."""
 
 
 _PLACE = np.dtype([("home", "u1"), ("wish", "u1"), ("path", "u1"), ("moves", "u4")])
@@ -54,14 +58,13 @@ class Outcome:
 class PairKeeper:
     """Pairs of one node.
 
-    ``set_peer`` and ``set_home``: as those of :class:`qpd.kernel.tell.Teller`. ``clock``: CLOCK_MONOTONIC, ns.
+    ``tells``: :class:`qpd.kernel.tell.Teller`, or the like. ``clock``: CLOCK_MONOTONIC, ns.
     """
 
     def __init__(
         self,
         maps: Maps,
-        set_peer: SetPeer,
-        set_home: SetHome,
+        tells: Tells,
         *,
         symmetric: bool,
         idle: float,
@@ -69,8 +72,7 @@ class PairKeeper:
     ) -> None:
         self._maps = maps
         self._clock = clock
-        self._set_peer = set_peer
-        self._set_home = set_home
+        self._tells = tells
         self._symmetric = symmetric
         self._idle = idle + _TICKS
         self._pairing = Pairing()
@@ -120,11 +122,11 @@ class PairKeeper:
         """False: an entry is missing; then neither is set."""
         near, far = connection.near, connection.far
         peers = (far.dest_qp, near.dest_qp) if connected else (0, 0)
-        if self._set_peer(near, "arrivals", peers[0]) is not Told.DONE:
+        if self._tells.set_peer(near, "arrivals", peers[0]) is not Told.DONE:
             return False
-        if self._set_peer(far, "qps", peers[1]) is Told.DONE:
+        if self._tells.set_peer(far, "qps", peers[1]) is Told.DONE:
             return True
-        self._set_peer(near, "arrivals", 0)
+        self._tells.set_peer(near, "arrivals", 0)
         return False
 
     # --- the maps ---------------------------------------------------------------------------------------------------
@@ -133,6 +135,7 @@ class PairKeeper:
         """All reliable connections of one map, where they go, and when they were read."""
         begun = self._clock()
         sightings, places = [np.zeros(0, SIGHTING)], [np.zeros(0, _PLACE)]
+        marked = _Marked()
         for keys, values in self._maps.scan(side):
             spoke = (values["next_psn"] | values["acked_psn"]) & layout.PSN_KNOWN != 0
             # The service whose answers tell.
@@ -140,25 +143,31 @@ class PairKeeper:
             wanted = np.flatnonzero(spoke & reliable & (keys["dest_qp"] >= _LOWEST_QP))
             if len(wanted):
                 sightings.append(_sighted(keys[wanted], values[wanted], side))
+                sightings[-1]["marks"] = marked.add(values[wanted])
                 places.append(_placed(values[wanted]))
-        return np.concatenate(sightings), np.concatenate(places), Look(begun, self._clock())
+        return np.concatenate(sightings), np.concatenate(places), marked.look(begun, self._clock())
 
     def _tell(self, found: Found) -> None:
         for pair in found.ended:
-            self._set_peer(_named(pair.near), "arrivals", 0)
-            self._set_peer(_named(pair.far), "qps", 0)
+            self._tells.set_peer(_named(pair.near), "arrivals", 0)
+            self._tells.set_peer(_named(pair.far), "qps", 0)
         for half in found.halves:
-            self._set_peer(_named(half.name), "arrivals" if half.arrives else "qps", 0)
+            self._tells.set_peer(*_placed_at(half), 0)
+        for entry in found.unwatch:
+            self._tells.set_watched(*_placed_at(entry), False)
+        # Before pairs are stated, since whose partner is known is not watched.
+        for entry in found.watch:
+            self._tells.set_watched(*_placed_at(entry), True)
         for pair in found.stated:
             self._state(pair)
 
     def _state(self, pair: Pair) -> None:
         """Unless one of the numbers has had a new life since the look."""
         near, far = _named(pair.near), _named(pair.far)
-        if self._set_peer(near, "arrivals", pair.far.qp, restarts=pair.restarts[0]) is not Told.DONE:
+        if self._tells.set_peer(near, "arrivals", pair.far.qp, restarts=pair.restarts[0]) is not Told.DONE:
             return
-        if self._set_peer(far, "qps", pair.near.qp, restarts=pair.restarts[1]) is not Told.DONE:
-            self._set_peer(near, "arrivals", 0)
+        if self._tells.set_peer(far, "qps", pair.near.qp, restarts=pair.restarts[1]) is not Told.DONE:
+            self._tells.set_peer(near, "arrivals", 0)
 
     def _follow(
         self,
@@ -184,8 +193,34 @@ class PairKeeper:
         for one in follow(pairs, paths):
             record = leaving[0][far[one.index]]
             name = QpName(int(record["vni"]), record["remote"].tobytes(), int(record["qp"]))
-            waits |= self._set_home(_named(name), one.path, self._idle) is Told.WAITS
+            waits |= self._tells.set_home(_named(name), one.path, self._idle) is Told.WAITS
         return waits
+
+
+class _Marked:
+    """Marks of entries that are watched: of as many as are looked at together."""
+
+    def __init__(self) -> None:
+        empty = np.zeros((0, 2, layout.MARKS))
+        self._psns, self._times = [empty.astype(np.int32)], [empty.astype(np.uint32)]
+        self._count = 0
+
+    def add(self, values: Records) -> npt.NDArray[np.int32]:
+        """Give where the marks of these entries (QP) will be, -1: nowhere."""
+        at = np.full(len(values), -1, np.int32)
+        watched = np.flatnonzero(values["slot"] & layout.SLOT_WATCHED)
+        at[watched] = np.arange(self._count, self._count + len(watched))
+        self._count += len(watched)
+        psns, when = marks.read(values[watched])
+        self._psns.append(psns)
+        self._times.append(when)
+        return at
+
+    def look(self, begun_ns: int, over_ns: int) -> Look:
+        """All of it."""
+        nobody = np.full((1, 2, layout.MARKS), marks.NO_PSN, np.int32)
+        psns = np.concatenate((*self._psns, nobody))
+        return Look(begun_ns, over_ns, psns, np.concatenate((*self._times, np.zeros_like(nobody, np.uint32))))
 
 
 def _sighted(keys: Records, values: Records, side: Side) -> Records:
@@ -199,8 +234,10 @@ def _sighted(keys: Records, values: Records, side: Side) -> Records:
     sighted["life"] = values["first_seen_ns"] ^ values["restarts"].astype(np.uint64) * np.uint64(
         0x9E3779B97F4A7C15
     )
-    sighted["restarts"], sighted["packets"] = values["restarts"], values["packets"]
+    sighted["restarts"] = values["restarts"]
+    sighted["packets"] = np.minimum(values["packets"], 0xFFFFFFFF)
     sighted["peer_qp"] = values["peer_qp"]
+    sighted["watched"] = values["slot"] & layout.SLOT_WATCHED != 0
     sighted["request_psn"] = _psn(values["next_psn"], 1)
     asked = values["next_psn"] & layout.PSN_KNOWN != 0
     sighted["first_psn"] = np.where(asked, _psn(values["first_psn"], 0), -1)
@@ -222,6 +259,10 @@ def _placed(values: Records) -> npt.NDArray[np.void]:
     placed["home"], placed["path"], placed["moves"] = values["home"], values["path"], values["moves"]
     placed["wish"] = np.where(values["wish"] == 0, NO_PATH, values["wish"] - np.uint8(1))
     return placed
+
+
+def _placed_at(entry: Entry) -> tuple[QueuePairKey, Side]:
+    return _named(entry.name), "arrivals" if entry.arrives else "qps"
 
 
 def _named(name: QpName) -> QueuePairKey:

@@ -18,7 +18,7 @@ from qpd.api.queries import QpFilter
 from qpd.api.schemas import Direction, QpRow, QpState, Transport
 from qpd.kernel import layout
 from qpd.kernel.layout import PSN_KNOWN, pack_address, unpack_address
-from qpd.model import NO_GROUP, NO_PATH, Address
+from qpd.model import NO_GROUP, NO_PATH, SLOTS, Address
 
 CHUNK = 500
 """Rows made at once: what an answer takes in memory, however long it is."""
@@ -125,7 +125,7 @@ def rows(
         keys["dest_qp"].tolist(),
         _texts(values["src"], names),
         _texts(values["destination"], names),
-        values["slot"].tolist(),
+        (values["slot"] & SLOTS - 1).tolist(),
         values["home"].tolist(),
         values["path"].tolist(),
         _states(values, idle, table),

@@ -7,17 +7,18 @@ or the other way round at the far leaf. So four kinds of evidence, none of which
 
 - **meeting**: a's newest answer is b's newest request, or nearly so, and nobody else's. With PSNs that were drawn at
   random that is no accident (:mod:`qpd.core.meeting`): one look tells, also after the traffic is over.
-- **contradiction**: an answer of PSN x came to a before a request of PSN x was sent to b. No delay, loss or reordering
-  of the network can make that of a true pair; only what the leaf has not seen (programs attached, or an entry evicted,
-  amid a retransmission) might, and so it takes ``PROOFS`` of them.
+- **contradiction**: an answer of PSN x came to a before a request of PSN x was sent to b, as looks show, or times that
+  the kernel has noted (:mod:`qpd.core.marks`). No delay, loss or reordering of the network can make that of a true
+  pair; only what the leaf has not seen (programs attached, or an entry evicted, amid a retransmission) might, and so it
+  takes ``PROOFS`` of them.
 - **straying**: long after something was sent to b, a's answers, brisk as they come, have not reached it, and neither
   was in trouble; or a has long been silent while b is asked on and on.
 - **agreement**: a's answers moved, to what b was sent since, and no further.
 
 By the others, for PSNs that all began alike or run far ahead of their answers, a pair is stated when agreements are
-many and every other partner of *both* is ruled out; or of one of them, by
-contradictions or long straying, where all QPs of the two hosts have their partners in sight. Who cannot be told apart
-(in lockstep, or at rest) is not stated at all.
+many and every other partner of *both* is ruled out; or, where all QPs of the two hosts have their partners in sight,
+when contradictions and long straying leave them no other way to be paired (:mod:`qpd.core.assignment`). Who cannot be
+told apart (in lockstep at the same moments, or at rest) is not stated.
 
 What this counts on: both directions of a host's traffic pass this leaf. Where one does not, its QPs find no partner,
 and while there are such, only what is ruled out for both sides is stated.
@@ -33,6 +34,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from qpd.core.assignment import certain
+from qpd.core.marks import answered_before_asked, marks_of
 from qpd.core.meeting import CHANCE_MAX, YOUNG, Firsts, drawn, meetings, only_each_other
 from qpd.core.sighting import SIGHTING, Bools, Look, Numbers, Records, newer, newest_asked
 
@@ -65,9 +68,13 @@ EDGES_MAX = 4_000_000
 ENTRIES_MAX = 8192
 """Entries looked at together, of each of which some looks are kept."""
 PARK_NS = 10_000_000_000
-"""Two hosts whose QPs stay the same, and alike, for so long give way to others …"""
-REST_NS = 30_000_000_000
+"""Two hosts whose QPs stay the same, and alike, for so long give way to others that wait …"""
+PARK_ALONE_NS = 30_000_000_000
+"""… or for so long, where none wait …"""
+REST_NS = 60_000_000_000
 """… for so long."""
+PROGRESS = 1000
+"""They are not the same where one possible partnership in so many has been ruled out."""
 DISTRUST_NS = 300_000_000_000
 """Two hosts of which a stated pair proved wrong get no pair from one-sided evidence for so long."""
 
@@ -92,8 +99,8 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
-    """An entry that names a partner who does not name it. ``arrives``: in which map it is."""
+class Entry:
+    """One direction of a QP. ``arrives``: in which map it is."""
 
     arrives: bool
     name: QpName
@@ -106,8 +113,12 @@ class Found:
     stated: tuple[Pair, ...] = ()
     ended: tuple[Pair, ...] = ()
     """Stated before, and contradicted since."""
-    halves: tuple[Half, ...] = ()
-    """What is left of pairs of which one entry is gone."""
+    halves: tuple[Entry, ...] = ()
+    """Entries that name a partner who does not name them: what is left of pairs of which one entry is gone."""
+    watch: tuple[Entry, ...] = ()
+    """Entries of which the times of PSNs are wanted from now on."""
+    unwatch: tuple[Entry, ...] = ()
+    """Those of which they are not any more."""
     waiting: int = 0
     """Pairs of hosts that had to wait for their turn."""
 
@@ -123,6 +134,7 @@ class _Side:
         count = len(records)
         self.records = records
         self.look = look
+        self.asked, self.answered = marks_of(records, look)
         self.past: deque[tuple[Look, Records]] = deque()
         """Earlier looks, the oldest first; entries that were not there show nothing."""
         self.moved: Bools = np.zeros(count, np.bool_)
@@ -154,7 +166,8 @@ class _Side:
 
     def advance(self, records: Records, look: Look, place: Numbers) -> None:
         """Take the next look; ``place``: each entry's index in the look before, -1: it is new."""
-        self.past.append((self.look, self.records))
+        # Without its marks, which nobody asks for again.
+        self.past.append((Look(self.look.begun_ns, self.look.over_ns), self.records))
         if not _still(place, len(self.records)):
             self.past = deque((at, _aligned(past, place)) for at, past in self.past)
             self.moves = _kept(self.moves, place, 0)
@@ -169,6 +182,8 @@ class _Side:
         self.brisk = (self.brisk << 1 | self.moved) & (1 << _BRISK_LOOKS) - 1
         self.answered_ns[self.moved] = look.begun_ns
         self.changed_ns[self.changed] = look.begun_ns
+        asked, answered = marks_of(records, look)
+        self.asked, self.answered = asked.after(self.asked, place), answered.after(self.answered, place)
         self.records, self.look = records, look
         while len(self.past) > 1 and self.past[1][0].over_ns <= look.begun_ns - 2 * self.lag_ns:
             self.past.popleft()
@@ -209,12 +224,15 @@ def _contradicted(answers: _Side, questions: _Side) -> Bools:
     """[answering, asking]: answers that were there before what they would answer had been sent."""
     then = _read_before(answers, questions)
     fresh = answers.changed[:, None] | questions.changed
-    return fresh & _beyond(then, questions.records, answers.moves[:, None])
+    contradicted = fresh & _beyond(then, questions.records, answers.moves[:, None])
+    contradicted |= answered_before_asked(answers.answered, questions.asked)
+    return contradicted
 
 
 def _beyond(answers: Records, questions: Records, moves: Numbers) -> Bools:
     """[answering, asking]: answers to what had not been sent when the questions were read."""
-    to, newest = answers["answered_psn"][:, None], newest_asked(questions)
+    # 32 bits are enough for PSNs, and half the work.
+    to, newest = answers["answered_psn"][:, None], newest_asked(questions).astype(np.int32)
     # Who has never been asked while others answered, again and again, is not whom they answer.
     unasked = (newest < 0) & (moves >= PROOFS)
     beyond: Bools = np.asarray((to >= 0) & (unasked | (newest >= 0) & (newer(to, newest) > 0)))
@@ -285,7 +303,9 @@ class _Hosts:
         self.strayed: Counts = np.zeros(shape, np.uint8)
         self.agreed: Counts = np.zeros(shape, np.uint8)
         self.since_ns = looks[1].over_ns
-        """When it last brought a pair, or a QP came up."""
+        """When it last brought a pair, or some progress, or a QP came up."""
+        self._left = 0
+        """Possible partnerships when it did."""
 
     def observe(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> None:
         """Take the next look at both directions."""
@@ -300,6 +320,10 @@ class _Hosts:
         self.columns.advance(leaving, looks[1], columns)
         self._weigh(self.rows, self.columns, transposed=False)
         self._weigh(self.columns, self.rows, transposed=True)
+        left = int(np.count_nonzero(self.contradicted < PROOFS))
+        if abs(left - self._left) * PROGRESS > left:
+            self._left = left
+            self.since_ns = looks[1].over_ns
 
     def _weigh(self, answers: _Side, questions: _Side, *, transposed: bool) -> None:
         """Count what one direction's answers say of the other's questions."""
@@ -308,6 +332,10 @@ class _Hosts:
             if transposed
             else (self.contradicted, self.strayed, self.agreed)
         )
+        if not (
+            (answers.records["answered_psn"] >= 0).any() or (questions.records["request_psn"] >= 0).any()
+        ):
+            return
         _add(contradicted, _contradicted(answers, questions))
         followed = _followed(answers, questions)
         if followed is not None:
@@ -358,7 +386,7 @@ class _Hosts:
         taken = [(int(row), int(column)) for row, column in np.argwhere(mutual)]
         yield from taken
         if trusted and complete:
-            yield from _one_by_one(left, agreed, taken)
+            yield from _forced(left, agreed, taken)
 
     def _complete(self, left: Bools) -> bool:
         """Whether everybody who is at work has somebody to work with."""
@@ -368,32 +396,19 @@ class _Hosts:
         return bool(left[rows].any(axis=1).all() and left[:, columns].any(axis=0).all())
 
 
-def _one_by_one(left: Bools, agreed: Bools, taken: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Take who has one partner left, and with him one possibility from all others, until there is nobody."""
+def _forced(left: Bools, agreed: Bools, taken: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Pairs that are the same in every way to give each who is at work a partner of his own."""
     left = left.copy()
+    rows: Bools = np.asarray(agreed.any(axis=1))
+    columns: Bools = np.asarray(agreed.any(axis=0))
     for row, column in taken:
-        left[row] = False
-        left[:, column] = False
-    rows, columns = left.sum(axis=1), left.sum(axis=0)
-    while True:
-        some = [(row, int(left[row].argmax())) for row in np.flatnonzero(rows == 1).tolist()]
-        some += [(int(left[:, column].argmax()), column) for column in np.flatnonzero(columns == 1).tolist()]
-        progress = False
-        for row, column in some:
-            if left[row, column] and agreed[row, column] and (rows[row] == 1 or columns[column] == 1):
-                yield row, column
-                columns -= left[row]
-                rows -= left[:, column]
-                left[row] = False
-                left[:, column] = False
-                rows[row] = columns[column] = 0
-                progress = True
-        if not progress:
-            return
+        left[row] = left[:, column] = False
+        rows[row] = columns[column] = False
+    return [(int(row), int(column)) for row, column in np.argwhere(certain(left, rows, columns) & agreed)]
 
 
 def _add(counts: Counts, events: Bools) -> None:
-    counts += events & (counts < np.iinfo(np.uint8).max)
+    np.add(counts, events, out=counts, where=counts != np.iinfo(np.uint8).max)
 
 
 def _rearranged(matrix: Counts, rows: Numbers, columns: Numbers) -> Counts:
@@ -430,7 +445,8 @@ class Pairing:
         """Until when, and which QPs: with others they are taken up again at once."""
         self._distrusted: dict[int, int] = {}
         self._doubts: dict[Pair, set[int]] = {}
-        self._halves: set[Half] = set()
+        self._halves: set[Entry] = set()
+        self._waiting = 0
         self.known: tuple[Numbers, Numbers] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
         """Where in the arrays of the last look known pairs are, in the same order."""
 
@@ -465,15 +481,18 @@ class Pairing:
             if found:
                 hosts.since_ns = now_ns
                 stated += found
-        return Found(tuple(stated), tuple(ended), tuple(halves), self._take_up(both, looks))
+        self._waiting = self._take_up(both, looks)
+        watch, unwatch = self._watched(arriving, leaving)
+        return Found(tuple(stated), tuple(ended), tuple(halves), watch, unwatch, self._waiting)
 
     def _rest(self, both: dict[int, tuple[Records, Records]], now_ns: int) -> None:
         """Those whose evidence has brought nothing for long give way, and those who have outgrown their room."""
         room = _Room(self._edges_max)
+        park_ns = PARK_NS if self._waiting else PARK_ALONE_NS
         for key, hosts in list(self._at_work.items()):
             if key not in both:
                 del self._at_work[key]
-            elif not room.take(both[key]) or now_ns - hosts.since_ns > PARK_NS:
+            elif not room.take(both[key]) or now_ns - hosts.since_ns > park_ns:
                 del self._at_work[key]
                 self._resting[key] = now_ns + REST_NS, _lives(both[key])
         self._resting = {
@@ -497,9 +516,22 @@ class Pairing:
                 waiting += 1
         return waiting
 
+    def _watched(self, arriving: Records, leaving: Records) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+        """Who is to be watched and is not, and the other way round."""
+        watch: list[Entry] = []
+        for hosts in self._at_work.values():
+            watch += [_entry(one, True) for one in hosts.rows.records[~hosts.rows.records["watched"]]]
+            watch += [_entry(one, False) for one in hosts.columns.records[~hosts.columns.records["watched"]]]
+        unwatch: list[Entry] = []
+        for records, arrives in ((arriving, True), (leaving, False)):
+            watched = records[records["watched"]]
+            idle = [key not in self._at_work for key in _hosts(watched).tolist()]
+            unwatch += [_entry(one, arrives) for one in watched[np.array(idle, np.bool_)]]
+        return tuple(watch), tuple(unwatch)
+
     def _verify(
         self, arriving: Records, leaving: Records, looks: tuple[Look, Look]
-    ) -> tuple[list[Pair], list[Half]]:
+    ) -> tuple[list[Pair], list[Entry]]:
         """Known pairs that are contradicted (all of their hosts end with them), and those of which a half is left."""
         near, far = self.known = _partners(arriving, leaving)
         halves = self._left_over(arriving, leaving)
@@ -534,12 +566,11 @@ class Pairing:
             self._doubts.pop(pair, None)
         return ended, halves
 
-    def _left_over(self, arriving: Records, leaving: Records) -> list[Half]:
+    def _left_over(self, arriving: Records, leaving: Records) -> list[Entry]:
         """Entries whose partner names nobody, or another, at two looks in a row: their partner is gone."""
         near, far = arriving["peer_qp"] != 0, leaving["peer_qp"] != 0
         near[self.known[0]] = far[self.known[1]] = False
-        alone = [Half(True, _near(arriving[index])) for index in np.flatnonzero(near).tolist()]
-        alone += [Half(False, _far(leaving[index])) for index in np.flatnonzero(far).tolist()]
+        alone = [_entry(one, True) for one in arriving[near]] + [_entry(one, False) for one in leaving[far]]
         before, self._halves = self._halves, set(alone)
         return [half for half in alone if half in before]
 
@@ -609,6 +640,10 @@ def _by_hosts(records: Records, wanted: Bools) -> dict[int, Records]:
 def _pair(arriving: np.void, leaving: np.void) -> Pair:
     restarts = int(arriving["restarts"]), int(leaving["restarts"])
     return Pair(_near(arriving), _far(leaving), restarts)
+
+
+def _entry(one: np.void, arrives: bool) -> Entry:
+    return Entry(arrives, _near(one) if arrives else _far(one))
 
 
 def _near(arriving: np.void) -> QpName:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,14 +23,16 @@ SIGHTING = np.dtype(
         ("qp", "u4"),
         ("life", "u8"),
         ("restarts", "u4"),
-        ("packets", "u8"),
+        ("packets", "u4"),
         ("peer_qp", "u4"),
         ("first_psn", "i4"),
         ("request_psn", "i4"),
         ("answered_psn", "i4"),
         ("read_octets", "u4"),
         ("pmtu", "u1"),
-        ("trouble", "u8"),
+        ("trouble", "u4"),
+        ("watched", "?"),
+        ("marks", "i4"),
     ]
 )
 """What is known of one direction of a QP at one look.
@@ -38,23 +40,33 @@ SIGHTING = np.dtype(
 ``local``, ``remote``: the host at this leaf and the other one (16 octets each). ``qp``: the number that its packets
 carry, of a QP at ``remote`` where they leave and at ``local`` where they arrive. ``life``: another value means
 another QP of the same number; ``restarts``: how often the kernel has seen that in this entry, and ``packets``: of all
-its lives. ``peer_qp``: the partner, where it is known already; else 0. ``first_psn``, ``request_psn``: of the first
-and the newest request of this life; ``answered_psn``: up to where its packets answer the other direction's requests;
--1: none was seen. ``read_octets``: the newest request is a READ of so many octets, and takes more PSNs than are
-known; else 0. ``pmtu``: the path MTU of its packets as a power of two; 0: not known. ``trouble``: a count that moves
-with retransmissions and NAKs.
+its lives, or as many as 32 bits hold. ``peer_qp``: the partner, where it is known already; else 0. ``first_psn``,
+``request_psn``: of the first and the newest request of this life; ``answered_psn``: up to where its packets answer the
+other direction's requests; -1: none was seen. ``read_octets``: the newest request is a READ of so many octets, and
+takes more PSNs than are known; else 0. ``pmtu``: the path MTU of its packets as a power of two; 0: not known.
+``trouble``: a count that moves with retransmissions and NAKs. ``watched``: the kernel notes when its PSNs come by;
+``marks``: where in the look's marks that is, -1: nowhere.
 """
 
 READ_LEAST = 8
 """The smallest path MTU (256 octets) as a power of two: a READ takes the most PSNs with it."""
 
 
-@dataclass(frozen=True, slots=True)
+_NO_MARKS = np.full((1, 2, 1), -1, np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Look:
-    """When a map was read: CLOCK_MONOTONIC, ns, before the first entry and after the last."""
+    """When a map was read: CLOCK_MONOTONIC, ns, before the first entry and after the last.
+
+    ``psns``, ``times``: marks of those entries that have some, [entry, requests and answers, class]: PSNs (-1: none),
+    and when each was first asked for, or answered, in units of 256 ns modulo 2^32. The last entry is nobody's: empty.
+    """
 
     begun_ns: int
     over_ns: int
+    psns: npt.NDArray[np.int32] = field(default_factory=_NO_MARKS.copy)
+    times: npt.NDArray[np.uint32] = field(default_factory=lambda: np.zeros(_NO_MARKS.shape, np.uint32))
 
 
 _Psn = TypeVar("_Psn", int, npt.NDArray[Any])

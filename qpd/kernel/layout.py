@@ -28,6 +28,12 @@ from qpd.model import (
     Verdict,
 )
 
+MARK_EXPONENTS = (0, 1, 2, 3, 5, 7, 9, 11)
+"""Classes of PSNs of which an entry keeps one time each: the odd multiples of these powers of two (marks.h)."""
+MARKS, MARK_SHIFT = len(MARK_EXPONENTS), 8
+SLOT_WATCHED = 0x8000
+"""Beside the slot of an entry."""
+
 ADDRESS = np.dtype("V16")
 QP_KEY = np.dtype([("vni", "u4"), ("dest_qp", "u4"), ("dst", ADDRESS)])
 QP = np.dtype(
@@ -87,6 +93,8 @@ QP = np.dtype(
         ("run_from", "u4"),
         ("response_gap", "u4"),
         ("first_psn", "u4"),
+        ("asked_at", "u4", (MARKS,)),
+        ("answered_at", "u4", (MARKS,)),
     ]
 )
 PATH = np.dtype(
@@ -154,6 +162,7 @@ TELL = np.dtype(
         ("home", "u4"),
         ("idle_us", "u4"),
         ("restarts", "u4"),
+        ("watched", "u4"),
     ]
 )
 EVENT_PATH = np.dtype([("head", EVENT), ("up", "u4"), ("cause", "u4")])

@@ -1,9 +1,9 @@
 """The tree of pins in bpffs: which object lies at which path. Names hold no dot: bpffs reserves it.
 
-    <pin_dir>/v4/qps, paths, …       maps                  <pin_dir>/v4/steer, observe, tell  programs
-    <pin_dir>/v4/links/7-steer       TCX link on ifindex 7
-    <pin_dir>/v4/filters/7-steer     folder: a clsact filter of ours is there; 7-qdisc: the qdisc is ours, too
-    <pin_dir>/v4/made-<fingerprint>  folder: what the programs were compiled from
+    <pin_dir>/v5/qps, paths, …       maps                  <pin_dir>/v5/steer, observe, tell  programs
+    <pin_dir>/v5/links/7-steer       TCX link on ifindex 7
+    <pin_dir>/v5/filters/7-steer     folder: a clsact filter of ours is there; 7-qdisc: the qdisc is ours, too
+    <pin_dir>/v5/made-<fingerprint>  folder: what the programs were compiled from
 
 bpffs takes no files but pinned objects, so the notes are empty folders.
 """

@@ -16,7 +16,7 @@ from qpd.kernel import bpf, layout
 from qpd.kernel.maps import Side
 from qpd.model import NO_PATH, Hook, QueuePairKey
 
-_PEER, _HOME, _LIFE = 1, 2, 4
+_PEER, _HOME, _LIFE, _WATCHED = 1, 2, 4, 8
 """``enum tell_fields`` of maps.h."""
 _HEADER = bytes(14)
 """PROG_TEST_RUN takes no less than an Ethernet header."""
@@ -54,6 +54,13 @@ class Teller:
         """
         return self._tell(key, "qps", _HOME, home=path, idle=idle)
 
+    def set_watched(self, key: QueuePairKey, side: Side, watched: bool) -> Told:
+        """Whether the entry notes when PSNs come by (ebpf/marks.h); what it has noted is forgotten either way.
+
+        To tell its peer ends it as well.
+        """
+        return self._tell(key, side, _WATCHED, watched=watched)
+
     def close(self) -> None:
         """Close the file descriptor; the program stays pinned."""
         os.close(self._fd)
@@ -68,6 +75,7 @@ class Teller:
         home: int = NO_PATH,
         idle: float = 0.0,
         restarts: int = 0,
+        watched: bool = False,
     ) -> Told:
         record = np.zeros(1, layout.TELL)
         record["key"] = np.frombuffer(layout.pack_qp_key(key), layout.QP_KEY)
@@ -75,4 +83,5 @@ class Teller:
         record["fields"] = fields
         record["peer_qp"], record["home"] = peer_qp, home
         record["idle_us"], record["restarts"] = round(idle * 1e6), restarts
+        record["watched"] = watched
         return Told(bpf.prog_test_run(self._fd, _HEADER + record.tobytes(), room=0).retval)

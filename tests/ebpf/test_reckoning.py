@@ -200,8 +200,7 @@ class Watch:
         self._ring = ring
         self._keeper = PairKeeper(
             classifier.maps,
-            teller.set_peer,
-            teller.set_home,
+            teller,
             symmetric=False,
             idle=0.1,
             clock=lambda: int(self.now * 1e9),

@@ -21,6 +21,8 @@ from qpd.core.sighting import SIGHTING, Look, Records, newer
 NEAR, FAR = bytes(10) + b"\xff\xff\x0a\x00\x00\x01", bytes(10) + b"\xff\xff\x0a\x00\x00\x02"
 MS = 1_000_000
 _MASK = 0xFFFFFF
+CLASSES = 8
+"""Of PSNs that are marked; the last is for those that are not."""
 
 
 @dataclass
@@ -36,6 +38,11 @@ class Network:
     timeout_ns: int = 67 * MS
 
 
+def _class(psn: int) -> int:
+    """By how often two divides it."""
+    return min((psn | 1 << 23) & -(psn | 1 << 23), 1 << CLASSES - 1).bit_length() - 1
+
+
 @dataclass
 class Entry:
     """One direction of a QP at the leaf."""
@@ -48,21 +55,44 @@ class Entry:
     request_psn: int = -1
     answered_psn: int = -1
     trouble: int = 0
+    watched: bool = False
+    asked_at: dict[int, tuple[int, int]] = field(default_factory=dict)
+    answered_at: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Of each class the newest PSN and when it came by."""
 
-    def request(self, psn: int) -> None:
+    def request(self, psn: int, now: int) -> None:
         self.packets += 1
         if self.first_psn < 0:
             self.first_psn = psn
         if self.request_psn >= 0 and newer(psn, self.request_psn) <= 0:
             self.trouble += 1
-        else:
-            self.request_psn = psn
+            return
+        if self.request_psn >= 0:
+            # What was passed over may have been sent another way.
+            for one in range(1, newer(psn, self.request_psn)):
+                self.asked_at.pop(_class(self.request_psn + one & _MASK), None)
+            self.asked_at[_class(psn)] = psn, now
+        self.request_psn = psn
 
-    def answer(self, psn: int, refused: bool) -> None:
+    def answer(self, psn: int, refused: bool, now: int) -> None:
         self.packets += 1
         self.trouble += refused
-        if self.answered_psn < 0 or newer(psn, self.answered_psn) > 0:
+        if self.answered_psn < 0:
             self.answered_psn = psn
+        for one in range(1, newer(psn, self.answered_psn) + 1):
+            passed = self.answered_psn + one & _MASK
+            self.answered_at[_class(passed)] = passed, now
+        if newer(psn, self.answered_psn) > 0:
+            self.answered_psn = psn
+
+    def marks(self) -> list[list[tuple[int, int]]]:
+        """As Look has them; units of 256 ns."""
+        if not self.watched:
+            return [[(-1, 0)] * CLASSES] * 2
+        return [
+            [(psn, at >> 8 & 0xFFFFFFFF) for psn, at in (seen.get(name, (-1, 0)) for name in range(CLASSES))]
+            for seen in (self.asked_at, self.answered_at)
+        ]
 
 
 @dataclass
@@ -184,7 +214,7 @@ class World:
             self.at(self.now + self.network.timeout_ns, self._timeout, one, self.now)
         self._travel(
             one.at_near,
-            lambda: self._entry(one.peer, one.at_near).request(psn),
+            lambda: self._entry(one.peer, one.at_near).request(psn, self.now),
             lambda: self._receive(one, psn, asks),
         )
         self._kick(one)
@@ -205,7 +235,7 @@ class World:
     def _answer(self, one: Connection, psn: int, refused: bool) -> None:
         self._travel(
             not one.at_near,
-            lambda: self._entry(one.qp, not one.at_near).answer(psn, refused),
+            lambda: self._entry(one.qp, not one.at_near).answer(psn, refused, self.now),
             lambda: self._acknowledged(one, psn, refused),
         )
 
@@ -237,10 +267,17 @@ class World:
         self.arriving.clear()
 
     def tell(self, found: Found) -> None:
-        """What the kernel is told of pairs."""
+        """What the kernel is told."""
+        for entries, watched in ((found.unwatch, False), (found.watch, True)):
+            for one in entries:
+                entry = (self.arriving if one.arrives else self.leaving)[one.name.qp]
+                entry.watched = watched
+                entry.asked_at.clear()
+                entry.answered_at.clear()
         for pair in found.stated:
             self.arriving[pair.near.qp].peer_qp = pair.far.qp
             self.leaving[pair.far.qp].peer_qp = pair.near.qp
+            self.arriving[pair.near.qp].watched = self.leaving[pair.far.qp].watched = False
         for pair in found.ended:
             self.arriving[pair.near.qp].peer_qp = self.leaving[pair.far.qp].peer_qp = 0
         for half in found.halves:
@@ -261,11 +298,14 @@ class World:
                 begun = self.now
                 # Entries are read one by one: those that are read last may show what came in the meantime.
                 entries = self.arriving if arrives else self.leaving
-                early = _records({qp: entry for qp, entry in entries.items() if qp % 2})
+                early, marks = _records({qp: entry for qp, entry in entries.items() if qp % 2})
                 self.run_until(begun + read_ns)
-                late = _records({qp: entry for qp, entry in entries.items() if not qp % 2})
+                late, more = _records({qp: entry for qp, entry in entries.items() if not qp % 2})
+                late["marks"] += len(early)
                 seen[arrives] = np.concatenate((early, late))
-                looks[arrives] = Look(begun, self.now)
+                both = np.array([*marks, *more, [[(-1, 0)] * CLASSES] * 2])
+                psns, times = both[..., 0].astype(np.int32), both[..., 1].astype(np.uint32)
+                looks[arrives] = Look(begun, self.now, psns, times)
             arriving_first = not arriving_first
             found = pairing.observe(seen[True], seen[False], (looks[True], looks[False]))
             stated += [(self.now, pair) for pair in found.stated]
@@ -280,7 +320,7 @@ def names(pair: Pair) -> tuple[int, int]:
     return pair.near.qp, pair.far.qp
 
 
-def _records(entries: dict[int, Entry]) -> Records:
+def _records(entries: dict[int, Entry]) -> tuple[Records, list[list[list[tuple[int, int]]]]]:
     records = np.zeros(len(entries), SIGHTING)
     records["local"] = np.frombuffer(NEAR, np.uint64)
     records["remote"] = np.frombuffer(FAR, np.uint64)
@@ -294,6 +334,8 @@ def _records(entries: dict[int, Entry]) -> Records:
         "request_psn",
         "answered_psn",
         "trouble",
+        "watched",
     ):
         records[name] = [getattr(entry, name) for entry in entries.values()]
-    return records
+    records["marks"] = np.arange(len(entries))
+    return records, [entry.marks() for entry in entries.values()]

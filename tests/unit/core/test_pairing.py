@@ -82,7 +82,28 @@ def test_data_in_both_directions() -> None:
     assert {names(pair) for _, pair in world.watch(Pairing(), 2)} == world.truth
 
 
-def test_lockstep_cannot_be_told_apart() -> None:
+@pytest.mark.parametrize("near_sends", [True, False], ids=["requests leave", "requests arrive"])
+def test_lockstep_is_told_apart_by_the_order_in_each_round(near_sends: bool) -> None:
+    """256 QPs through the same PSNs at the same pace, one after the other: no look at PSNs alone tells them apart."""
+    world = World(Network(), 5, regular(40 * MS))
+    for index in range(256):
+        world.connect(1000 + index, 50_000 + index * 37 % 256, 0, near_sends=near_sends, message=1)
+        world.run_until(world.now + 60_000)
+    stated = {names(pair) for _, pair in world.watch(Pairing(), 2)}
+    assert stated == world.truth
+
+
+def test_a_lockstep_in_which_a_partner_is_out_of_sight_brings_none() -> None:
+    """One answers nobody who is seen: then it is not known who is everybody."""
+    world = World(Network(), 5, regular(40 * MS))
+    world.hidden = {(True, 50_000)}
+    for index in range(8):
+        world.connect(1000 + index, 50_000 + index, 0, message=1)
+        world.run_until(world.now + 60_000)
+    assert world.watch(Pairing(), 3) == []
+
+
+def test_lockstep_at_the_same_moments_cannot_be_told_apart() -> None:
     """The same packets at the same moments: any assignment fits, so there is none."""
     world = build(World(Network(), 5, regular(10 * MS)), 4, lambda _: 0)
     assert world.watch(Pairing(), 3) == []
@@ -217,6 +238,7 @@ def worlds(draw: st.DrawFn, starts: tuple[str, ...] = ("same", "near", "random",
     )
     world = World(network, draw(st.integers(0, 1 << 30)), gap)
     start = draw(st.sampled_from(starts))
+    apart = draw(st.sampled_from([0, 30_000, 300_000]))
     for index in range(draw(st.integers(1, 6))):
         psn = {
             "same": 0,
@@ -235,6 +257,7 @@ def worlds(draw: st.DrawFn, starts: tuple[str, ...] = ("same", "near", "random",
             message=draw(st.sampled_from([1, 4, 16])),
             left=draw(st.sampled_from([20, 200, 1 << 40])),
         )
+        world.run_until(world.now + apart)
     return world
 
 

@@ -62,6 +62,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "VERDICTS", "HOOKS", "LIVING_DAEMON", "LIVING_TAP",
         "LIVING_WORDS", "LOCKS", "EVENT_QP_NEW", "EVENT_PATH_STATE", "EVENT_QP_MOVED",
         "EVENT_CM", "PSN_KNOWN", "PSN_MASK", "STREAM_READ", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS",
+        "MARKS", "MARK_SHIFT", "SLOT_WATCHED", "TELL_WATCHED", *(f"MARK_EXPONENT({n})" for n in range(layout.MARKS)),
         "TELL_PEER", "TELL_HOME", "TELL_LIFE", *(f"TOLD_{told.name}" for told in Told),
         *(f"VERDICT_{verdict.name}" for verdict in model.Verdict),
         *(f"HOOK_{hook.name}" for hook in model.Hook),
@@ -110,8 +111,10 @@ def test_constants_of_the_model(compiled: dict[str, int]) -> None:
 
 def test_constants_of_the_layout(compiled: dict[str, int]) -> None:
     for name in ("NEIGHBOURS_MAX", "QPS_MAX", "EVENTS_BYTES", "LIVING_DAEMON", "LIVING_TAP", "PSN_KNOWN",
-                 "PSN_MASK", "STREAM_READ", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS"):  # fmt: skip
+                 "PSN_MASK", "STREAM_READ", "RTT_FIRST", "RTT_DOUBLINGS", "RTT_STEPS", "RTT_BUCKETS",
+                 "MARKS", "MARK_SHIFT", "SLOT_WATCHED"):  # fmt: skip
         assert getattr(layout, name) == compiled[name], name
+    assert tuple(compiled[f"MARK_EXPONENT({n})"] for n in range(layout.MARKS)) == layout.MARK_EXPONENTS
     assert layout.MAPS["living"].entries == compiled["LIVING_WORDS"]
     assert layout.MAPS["locks"].entries == compiled["LOCKS"]
     assert sources.layout_version() == compiled["QPD_LAYOUT"]
