@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpd.core.pairing import PROOFS, Pairing
+from qpd.core.evidence import PROOFS
+from qpd.core.pairing import Pairing
 from qpd.core.sighting import newer
 
 from .rc_world import MS, Network, World, names
