@@ -40,9 +40,16 @@ class Side:
         self.changed: Bools = np.zeros(count, np.bool_)
         """Anything new."""
         self.moves: Numbers = np.zeros(count, np.int64)
-        """Looks at which anything was new."""
+        """Looks at which anything was new …"""
+        self.worked: Numbers = np.zeros(count, np.int64)
+        """… since an entry was last seen to go away."""
         self.brisk: Numbers = np.zeros(count, np.int64)
         """Bit n: its answers moved n looks ago."""
+        self.looks = 0
+        self.born: Numbers = np.zeros(count, np.int64)
+        """At which look it was seen first …"""
+        self.born_ns: Numbers = np.full(count, look.begun_ns, np.int64)
+        """… and when that was."""
         self.answered_ns: Numbers = np.full(count, look.begun_ns, np.int64)
         """When its answers were seen to move last, or it was seen first."""
         self.changed_ns: Numbers = self.answered_ns.copy()
@@ -66,9 +73,13 @@ class Side:
         """Take the next look; ``place``: each entry's index in the look before, -1: it is new."""
         # Without its marks, which nobody asks for again.
         self.past.append((Look(self.look.begun_ns, self.look.over_ns), self.records))
+        self.looks += 1
         if not still(place, len(self.records)):
+            self.born = _kept(self.born, place, self.looks)
+            self.born_ns = _kept(self.born_ns, place, look.begun_ns)
             self.past = deque((at, _aligned(past, place)) for at, past in self.past)
             self.moves = _kept(self.moves, place, 0)
+            self.worked = _kept(self.worked, place, 0)
             self.brisk = _kept(self.brisk, place, 0)
             self.answered_ns = _kept(self.answered_ns, place, look.begun_ns)
             self.changed_ns = _kept(self.changed_ns, place, look.begun_ns)
@@ -77,6 +88,7 @@ class Side:
         self.moved = known & (records["answered_psn"] != before["answered_psn"])
         self.changed = self.moved | (known & (records["request_psn"] != before["request_psn"]))
         self.moves += self.changed
+        self.worked += self.changed
         self.brisk = (self.brisk << 1 | self.moved) & (1 << _BRISK_LOOKS) - 1
         self.answered_ns[self.moved] = look.begun_ns
         self.changed_ns[self.changed] = look.begun_ns
@@ -125,7 +137,20 @@ def contradicted_by(answers: Side, questions: Side) -> Bools:
     fresh = answers.changed[:, None] | questions.changed
     contradicted = fresh & _beyond(then, questions.records, answers.moves[:, None])
     contradicted |= answered_before_asked(answers.answered, questions.asked)
-    return contradicted
+    return contradicted & ~_come_back(answers, questions)
+
+
+def _come_back(answers: Side, questions: Side) -> Bools:
+    """[answering, asking]: what is asked may have been asked before, and the entry evicted since.
+
+    So it is with an entry that is younger than the answers', until what was on its way is over.
+    """
+    lag_ns = max(answers.lag_ns, questions.lag_ns)
+    recent = questions.born_ns > questions.look.begun_ns - lag_ns
+    if not recent.any():
+        return np.zeros((1, 1), np.bool_)
+    younger: Bools = recent & (questions.born > answers.born[:, None])
+    return younger
 
 
 def _beyond(answers: Records, questions: Records, moves: Numbers) -> Bools:

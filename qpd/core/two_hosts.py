@@ -73,6 +73,8 @@ class TwoHosts:
         """When it last brought a pair, or some progress, or a QP came up."""
         self._left = 0
         """Possible partnerships when it did."""
+        self._found: list[tuple[int, int]] = []
+        """Pairs of the last look, which are not expected in the next."""
 
     def observe(self, arriving: Records, leaving: Records, looks: tuple[Look, Look]) -> None:
         """Take the next look at both directions."""
@@ -83,14 +85,33 @@ class TwoHosts:
             self.contradicted = _rearranged(self.contradicted, rows, columns)
             self.strayed = _rearranged(self.strayed, rows, columns)
             self.agreed = _rearranged(self.agreed, rows, columns)
+        left_alone = self._somebody_went(rows, columns)
         self.rows.advance(arriving, looks[0], rows)
         self.columns.advance(leaving, looks[1], columns)
+        if left_alone:
+            # Who is at rest may have lost its partner (evicted, as the least recently used are); who is at work will be
+            # seen with its own again. So what speaks for partners has to be shown anew.
+            self.agreed[:] = 0
+            self.rows.worked[:] = self.columns.worked[:] = 0
         self._weigh(self.rows, self.columns, transposed=False)
         self._weigh(self.columns, self.rows, transposed=True)
         left = int(np.count_nonzero(self.contradicted < PROOFS))
         if abs(left - self._left) * PROGRESS > left:
             self._left = left
             self.since_ns = looks[1].over_ns
+
+    def _somebody_went(self, rows: Numbers, columns: Numbers) -> bool:
+        """Whether an entry is missing that was there, and whose partner was not found."""
+        for side, place, found in (
+            (self.rows, rows, [row for row, _ in self._found]),
+            (self.columns, columns, [column for _, column in self._found]),
+        ):
+            there = np.zeros(len(side.records), np.bool_)
+            there[place[place >= 0]] = True
+            there[found] = True
+            if not there.all():
+                return True
+        return False
 
     def _weigh(self, answers: Side, questions: Side, *, transposed: bool) -> None:
         """Count what one direction's answers say of the other's questions."""
@@ -141,7 +162,8 @@ class TwoHosts:
         """Rows and columns that belong together; ``trusted``: also by evidence of one side alone."""
         found = {*self._last(trusted=trusted), *(self.meet(firsts) if trusted else ())}
         rows, columns = Counter(row for row, _ in found), Counter(column for _, column in found)
-        return [(row, column) for row, column in sorted(found) if rows[row] == columns[column] == 1]
+        self._found = [(row, column) for row, column in sorted(found) if rows[row] == columns[column] == 1]
+        return self._found
 
     def _last(self, *, trusted: bool) -> Iterator[tuple[int, int]]:
         """Rows and columns whom time has left no other partner."""
@@ -157,7 +179,7 @@ class TwoHosts:
 
     def _complete(self, left: Bools) -> bool:
         """Whether everybody who is at work has somebody to work with."""
-        rows, columns = self.rows.moves >= AGREEMENTS, self.columns.moves >= AGREEMENTS
+        rows, columns = self.rows.worked >= AGREEMENTS, self.columns.worked >= AGREEMENTS
         if np.count_nonzero(rows) != np.count_nonzero(columns):
             return False
         return bool(left[rows].any(axis=1).all() and left[:, columns].any(axis=0).all())

@@ -189,7 +189,7 @@ class World:
         if (leaves, qp) in self.hidden:
             return Entry(qp)
         entries = self.leaving if leaves else self.arriving
-        return entries.setdefault(qp, Entry(qp))
+        return entries.setdefault(qp, Entry(qp, life=self.now))
 
     def _kick(self, one: Connection) -> None:
         if not one.sending:
