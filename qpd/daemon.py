@@ -168,6 +168,7 @@ class Daemon:
             symmetric=settings.symmetric,
             idle=settings.symmetric_idle,
         )
+        closing.callback(self._pairs.close)
         self._gray = GrayWatch(self.maps, gray_config(settings))
         self._overrides = OverrideTable(table=settings.override.table, priority=settings.override.priority)
         try:

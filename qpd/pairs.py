@@ -86,6 +86,11 @@ class PairKeeper:
         """Take a message of the connection manager; it counts with the next look."""
         self._heard.append(message)
 
+    def close(self) -> None:
+        """Nobody is watched any more: nobody looks."""
+        for entry in self._pairing.watched():
+            self._tells.set_watched(*_placed_at(entry), False)
+
     def look(self, paths: Sequence[Path]) -> Outcome:
         """Read both maps once, and act on what they tell. ``paths``: all that are known."""
         self._connect()

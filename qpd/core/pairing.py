@@ -193,12 +193,21 @@ class Pairing:
                 waiting += 1
         return waiting
 
+    def watched(self) -> list[Entry]:
+        """Entries that were watched at the last look, and still are."""
+        return self._entries_at_work(watched=True)
+
+    def _entries_at_work(self, *, watched: bool) -> list[Entry]:
+        found: list[Entry] = []
+        for hosts in self._at_work.values():
+            for side, arrives in ((hosts.rows, True), (hosts.columns, False)):
+                chosen = side.records["watched"] == watched
+                found += [_entry(one, arrives) for one in side.records[chosen]]
+        return found
+
     def _watched(self, arriving: Records, leaving: Records) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
         """Who is to be watched and is not, and the other way round."""
-        watch: list[Entry] = []
-        for hosts in self._at_work.values():
-            watch += [_entry(one, True) for one in hosts.rows.records[~hosts.rows.records["watched"]]]
-            watch += [_entry(one, False) for one in hosts.columns.records[~hosts.columns.records["watched"]]]
+        watch = self._entries_at_work(watched=False)
         unwatch: list[Entry] = []
         for records, arrives in ((arriving, True), (leaving, False)):
             watched = records[records["watched"]]

@@ -12,6 +12,7 @@ from qpd.kernel import layout, marks
 from qpd.kernel.maps import Side
 from qpd.kernel.tell import Teller, Told
 from qpd.model import SLOTS
+from qpd.pairs import PairKeeper
 from tests.ebpf import streams
 from tests.ebpf.harness import Classifier, uplinks
 from tests.ebpf.streams import (
@@ -203,6 +204,21 @@ def test_who_has_a_partner_is_not_watched_any_more(node: Classifier, teller: Tel
     assert slot_of(node) == slot & SLOTS - 1
     leave(node, *sends(*range(20, 80)))
     assert seen(node, ASKED) == {}
+
+
+def test_the_daemon_watches_whose_partners_it_looks_for(classifier: Classifier, teller: Teller) -> None:
+    """From the look after it has found them on, and until it stops."""
+    classifier.fabric(uplinks(2))
+    leave(classifier, *sends(*range(5)), ack(3))
+    keeper = PairKeeper(classifier.maps, teller, symmetric=False, idle=0.1)
+    keeper.look([])
+    assert slot_of(classifier) & layout.SLOT_WATCHED == 0, "nobody who could be its partner is in sight"
+    arrive(classifier, ack(4), *sends(0, 1, 2, 3))
+    for _ in range(2):
+        keeper.look([])
+        assert slot_of(classifier) & layout.SLOT_WATCHED
+    keeper.close()
+    assert slot_of(classifier) & layout.SLOT_WATCHED == 0
 
 
 def slot_of(node: Classifier) -> int:
