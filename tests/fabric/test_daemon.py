@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from qpd.kernel.sources import layout_version
 from qpd.lab import namespaces
 
 from .daemon_node import BGP, DaemonNode
@@ -257,7 +258,7 @@ def test_killed_and_detached_leaves_nothing(node: DaemonNode, router: KernelRout
 def test_a_stopped_daemon_ends_with_status_0_and_leaves_steering(node: DaemonNode) -> None:
     node.start()
     assert node.stop() == 0
-    assert (node.pins / "v4" / "steer").exists()
+    assert (node.pins / f"v{layout_version()}" / "steer").exists()
     assert not node.socket.exists()
     node.start()
     assert set(node.paths()) == {"u0", "u1", "u2", "u3"}
