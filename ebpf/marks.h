@@ -47,11 +47,11 @@ static __always_inline void mark_missed(struct qp *qp, __u32 before, __u32 psn)
 		set_marks(qp->asked_at, before, psn, 0);
 }
 
-/* They are acknowledged. */
-static __always_inline void mark_answered(struct qp *qp, __u32 before, __u32 psn)
+/* The PSNs behind `acked_psn` up to `psn` are acknowledged. Of the first answer nobody knows how many it is to. */
+static __always_inline void mark_answered(struct qp *qp, __u32 psn)
 {
-	if (qp->slot & SLOT_WATCHED)
-		set_marks(qp->answered_at, before, psn, mark_now());
+	if (qp->slot & SLOT_WATCHED && qp->acked_psn & PSN_KNOWN)
+		set_marks(qp->answered_at, qp->acked_psn & PSN_MASK, psn, mark_now());
 }
 
 static __always_inline void forget_marks(struct qp *qp)

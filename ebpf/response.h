@@ -37,11 +37,9 @@ static __always_inline void acknowledge(struct qp *qp, __u32 psn)
 {
 	__u32 beyond = psn_distance(qp->acked_psn, psn);
 
-	if (qp->acked_psn & PSN_KNOWN) {
-		if (!beyond || beyond >= PSN_HALF)
-			return;
-		mark_answered(qp, qp->acked_psn & PSN_MASK, psn);
-	}
+	if (qp->acked_psn & PSN_KNOWN && (!beyond || beyond >= PSN_HALF))
+		return;
+	mark_answered(qp, psn);
 	qp->acked_psn = psn | PSN_KNOWN;
 	qp->acks++;
 }

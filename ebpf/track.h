@@ -126,8 +126,7 @@ static __always_inline void track(struct __sk_buff *skb, struct packet *packet, 
 	} else if (packet->opcode == READ_RESPONSE_FIRST + READ_MIDDLE &&
 	           qp->next_response == (psn | PSN_KNOWN | RESPONSE_MORE)) {
 		qp->next_response = next | PSN_KNOWN | RESPONSE_MORE;
-		if (qp->acked_psn & PSN_KNOWN)
-			mark_answered(qp, qp->acked_psn & PSN_MASK, psn);
+		mark_answered(qp, psn);
 		qp->acked_psn = psn | PSN_KNOWN;
 		qp->acks++;
 	} else {

@@ -27,6 +27,7 @@ GROUPS_MAX = 255
 DESTINATIONS_MAX = 4096
 NO_PATH = 0xFF
 NO_GROUP = 0xFF
+NO_PSN = -1
 
 
 class Verdict(IntEnum):

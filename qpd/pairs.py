@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from qpd.core.sighting import SIGHTING, Look, Records
 from qpd.core.symmetry import Directions, follow
 from qpd.kernel import layout, marks
 from qpd.kernel.maps import Maps, Side
-from qpd.kernel.tell import Told
+from qpd.kernel.tell import Teller, Told
 from qpd.model import NO_PATH, CmMessage, Path, QueuePairKey, Tell
 
 _LOWEST_QP = 2
@@ -29,20 +28,6 @@ _LOWEST_QP = 2
 _TICKS = 0.008
 """The kernel's coarse clock may be two timer ticks late."""
 _UNSEEN_MAX = 4096
-
-
-class Tells(Protocol):
-    """As :class:`qpd.kernel.tell.Teller`."""
-
-    def set_peer(self, key: QueuePairKey, side: Side, peer_qp: int, *, restarts: int | None = None) -> Told:
-        """Who speaks with this QP; 0: it is not known."""
-
-    def set_home(self, key: QueuePairKey, path: int, idle: float) -> Told:
-        """Where it belongs, from its first silence of ``idle`` seconds on."""
-
-    def set_watched(self, key: QueuePairKey, side: Side, watched: bool) -> Told:
-        """Whether the times of its PSNs are wanted."""
-
 
 _PLACE = np.dtype([("home", "u1"), ("wish", "u1"), ("path", "u1"), ("moves", "u4")])
 
@@ -56,15 +41,12 @@ class Outcome:
 
 
 class PairKeeper:
-    """Pairs of one node.
-
-    ``tells``: :class:`qpd.kernel.tell.Teller`, or the like. ``clock``: CLOCK_MONOTONIC, ns.
-    """
+    """Pairs of one node. ``clock``: CLOCK_MONOTONIC, ns."""
 
     def __init__(
         self,
         maps: Maps,
-        tells: Tells,
+        teller: Teller,
         *,
         symmetric: bool,
         idle: float,
@@ -72,7 +54,7 @@ class PairKeeper:
     ) -> None:
         self._maps = maps
         self._clock = clock
-        self._tells = tells
+        self._teller = teller
         self._symmetric = symmetric
         self._idle = idle + _TICKS
         self._pairing = Pairing()
@@ -89,7 +71,7 @@ class PairKeeper:
     def close(self) -> None:
         """Nobody is watched any more: nobody looks."""
         for entry in self._pairing.watched():
-            self._tells.set_watched(*_placed_at(entry), False)
+            self._teller.set_watched(*_placed_at(entry), False)
 
     def look(self, paths: Sequence[Path]) -> Outcome:
         """Read both maps once, and act on what they tell. ``paths``: all that are known."""
@@ -127,11 +109,11 @@ class PairKeeper:
         """False: an entry is missing; then neither is set."""
         near, far = connection.near, connection.far
         peers = (far.dest_qp, near.dest_qp) if connected else (0, 0)
-        if self._tells.set_peer(near, "arrivals", peers[0]) is not Told.DONE:
+        if self._teller.set_peer(near, "arrivals", peers[0]) is not Told.DONE:
             return False
-        if self._tells.set_peer(far, "qps", peers[1]) is Told.DONE:
+        if self._teller.set_peer(far, "qps", peers[1]) is Told.DONE:
             return True
-        self._tells.set_peer(near, "arrivals", 0)
+        self._teller.set_peer(near, "arrivals", 0)
         return False
 
     # --- the maps ---------------------------------------------------------------------------------------------------
@@ -140,7 +122,8 @@ class PairKeeper:
         """All reliable connections of one map, where they go, and when they were read."""
         begun = self._clock()
         sightings, places = [np.zeros(0, SIGHTING)], [np.zeros(0, _PLACE)]
-        marked = _Marked()
+        # The first is nobody's, as in Look.
+        watched, count = [np.zeros(1, layout.QP)], 1
         for keys, values in self._maps.scan(side):
             spoke = (values["next_psn"] | values["acked_psn"]) & layout.PSN_KNOWN != 0
             # The service whose answers tell.
@@ -148,31 +131,35 @@ class PairKeeper:
             wanted = np.flatnonzero(spoke & reliable & (keys["dest_qp"] >= _LOWEST_QP))
             if len(wanted):
                 sightings.append(_sighted(keys[wanted], values[wanted], side))
-                sightings[-1]["marks"] = marked.add(values[wanted])
+                chosen = np.flatnonzero(values["slot"][wanted] & layout.SLOT_WATCHED)
+                sightings[-1]["marks"][chosen] = np.arange(count, count + len(chosen))
+                watched.append(values[wanted[chosen]])
+                count += len(chosen)
                 places.append(_placed(values[wanted]))
-        return np.concatenate(sightings), np.concatenate(places), marked.look(begun, self._clock())
+        look = Look(begun, self._clock(), *marks.read(np.concatenate(watched)))
+        return np.concatenate(sightings), np.concatenate(places), look
 
     def _tell(self, found: Found) -> None:
         for pair in found.ended:
-            self._tells.set_peer(_named(pair.near), "arrivals", 0)
-            self._tells.set_peer(_named(pair.far), "qps", 0)
+            self._teller.set_peer(_named(pair.near), "arrivals", 0)
+            self._teller.set_peer(_named(pair.far), "qps", 0)
         for half in found.halves:
-            self._tells.set_peer(*_placed_at(half), 0)
+            self._teller.set_peer(*_placed_at(half), 0)
         for entry in found.unwatch:
-            self._tells.set_watched(*_placed_at(entry), False)
+            self._teller.set_watched(*_placed_at(entry), False)
         # Before pairs are stated, since whose partner is known is not watched.
         for entry in found.watch:
-            self._tells.set_watched(*_placed_at(entry), True)
+            self._teller.set_watched(*_placed_at(entry), True)
         for pair in found.stated:
             self._state(pair)
 
     def _state(self, pair: Pair) -> None:
         """Unless one of the numbers has had a new life since the look."""
         near, far = _named(pair.near), _named(pair.far)
-        if self._tells.set_peer(near, "arrivals", pair.far.qp, restarts=pair.restarts[0]) is not Told.DONE:
+        if self._teller.set_peer(near, "arrivals", pair.far.qp, restarts=pair.restarts[0]) is not Told.DONE:
             return
-        if self._tells.set_peer(far, "qps", pair.near.qp, restarts=pair.restarts[1]) is not Told.DONE:
-            self._tells.set_peer(near, "arrivals", 0)
+        if self._teller.set_peer(far, "qps", pair.near.qp, restarts=pair.restarts[1]) is not Told.DONE:
+            self._teller.set_peer(near, "arrivals", 0)
 
     def _follow(
         self,
@@ -198,34 +185,8 @@ class PairKeeper:
         for one in follow(pairs, paths):
             record = leaving[0][far[one.index]]
             name = QpName(int(record["vni"]), record["remote"].tobytes(), int(record["qp"]))
-            waits |= self._tells.set_home(_named(name), one.path, self._idle) is Told.WAITS
+            waits |= self._teller.set_home(_named(name), one.path, self._idle) is Told.WAITS
         return waits
-
-
-class _Marked:
-    """Marks of entries that are watched: of as many as are looked at together."""
-
-    def __init__(self) -> None:
-        empty = np.zeros((0, 2, layout.MARKS))
-        self._psns, self._times = [empty.astype(np.int32)], [empty.astype(np.uint32)]
-        self._count = 0
-
-    def add(self, values: Records) -> npt.NDArray[np.int32]:
-        """Give where the marks of these entries (QP) will be, -1: nowhere."""
-        at = np.full(len(values), -1, np.int32)
-        watched = np.flatnonzero(values["slot"] & layout.SLOT_WATCHED)
-        at[watched] = np.arange(self._count, self._count + len(watched))
-        self._count += len(watched)
-        psns, when = marks.read(values[watched])
-        self._psns.append(psns)
-        self._times.append(when)
-        return at
-
-    def look(self, begun_ns: int, over_ns: int) -> Look:
-        """All of it."""
-        nobody = np.full((1, 2, layout.MARKS), marks.NO_PSN, np.int32)
-        psns = np.concatenate((*self._psns, nobody))
-        return Look(begun_ns, over_ns, psns, np.concatenate((*self._times, np.zeros_like(nobody, np.uint32))))
 
 
 def _sighted(keys: Records, values: Records, side: Side) -> Records:
@@ -242,7 +203,6 @@ def _sighted(keys: Records, values: Records, side: Side) -> Records:
     sighted["restarts"] = values["restarts"]
     sighted["packets"] = np.minimum(values["packets"], 0xFFFFFFFF)
     sighted["peer_qp"] = values["peer_qp"]
-    sighted["watched"] = values["slot"] & layout.SLOT_WATCHED != 0
     sighted["request_psn"] = _psn(values["next_psn"], 1)
     asked = values["next_psn"] & layout.PSN_KNOWN != 0
     sighted["first_psn"] = np.where(asked, _psn(values["first_psn"], 0), -1)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qpd.core.sighting import Bools, Look, Numbers, Records
+from qpd.model import NO_PSN
 
-NO_PSN = -1
 _NEVER = np.int32(2**31 - 1)
 _WHOLE = 8
 """To compare everybody with everybody is cheaper where it is one part in so many of that anyway."""
@@ -41,8 +41,7 @@ class Marks:
 
 def marks_of(records: Records, look: Look) -> tuple[Marks, Marks]:
     """Of requests and of answers; ``records``: some entries of this look."""
-    at = np.where(records["marks"] >= 0, records["marks"], len(look.psns) - 1)
-    psns, times = look.psns[at], look.times[at]
+    psns, times = look.psns[records["marks"]], look.times[records["marks"]]
     asked, answered = (Marks(psns[:, which], times[:, which], psns[:, which] != NO_PSN) for which in range(2))
     return asked, answered
 

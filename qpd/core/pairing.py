@@ -159,7 +159,7 @@ class Pairing:
                 hosts.since_ns = now_ns
                 stated += found
         self._waiting = self._take_up(both, looks)
-        watch, unwatch = self._watched(arriving, leaving)
+        watch, unwatch = self._whom_to_watch(arriving, leaving)
         return Found(tuple(stated), tuple(ended), tuple(halves), watch, unwatch, self._waiting)
 
     def _rest(self, both: dict[int, tuple[Records, Records]], now_ns: int) -> None:
@@ -201,16 +201,18 @@ class Pairing:
         found: list[Entry] = []
         for hosts in self._at_work.values():
             for side, arrives in ((hosts.rows, True), (hosts.columns, False)):
-                chosen = side.records["watched"] == watched
+                chosen = (side.records["marks"] > 0) == watched
                 found += [_entry(one, arrives) for one in side.records[chosen]]
         return found
 
-    def _watched(self, arriving: Records, leaving: Records) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
+    def _whom_to_watch(
+        self, arriving: Records, leaving: Records
+    ) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
         """Who is to be watched and is not, and the other way round."""
         watch = self._entries_at_work(watched=False)
         unwatch: list[Entry] = []
         for records, arrives in ((arriving, True), (leaving, False)):
-            watched = records[records["watched"]]
+            watched = records[records["marks"] > 0]
             idle = [key not in self._at_work for key in hosts_of(watched).tolist()]
             unwatch += [_entry(one, arrives) for one in watched[np.array(idle, np.bool_)]]
         return tuple(watch), tuple(unwatch)

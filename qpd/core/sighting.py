@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from qpd.model import NO_PSN
+
 Bools = npt.NDArray[np.bool_]
 Numbers = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -31,8 +33,7 @@ SIGHTING = np.dtype(
         ("read_octets", "u4"),
         ("pmtu", "u1"),
         ("trouble", "u4"),
-        ("watched", "?"),
-        ("marks", "i4"),
+        ("marks", "u4"),
     ]
 )
 """What is known of one direction of a QP at one look.
@@ -44,23 +45,23 @@ its lives, or as many as 32 bits hold. ``peer_qp``: the partner, where it is kno
 ``request_psn``: of the first and the newest request of this life; ``answered_psn``: up to where its packets answer the
 other direction's requests; -1: none was seen. ``read_octets``: the newest request is a READ of so many octets, and
 takes more PSNs than are known; else 0. ``pmtu``: the path MTU of its packets as a power of two; 0: not known.
-``trouble``: a count that moves with retransmissions and NAKs. ``watched``: the kernel notes when its PSNs come by;
-``marks``: where in the look's marks that is, -1: nowhere.
+``trouble``: a count that moves with retransmissions and NAKs. ``marks``: where in the look's marks is when its PSNs
+came by, which the kernel notes of those that are watched; 0: it is not.
 """
 
 READ_LEAST = 8
 """The smallest path MTU (256 octets) as a power of two: a READ takes the most PSNs with it."""
 
 
-_NO_MARKS = np.full((1, 2, 1), -1, np.int32)
+_NO_MARKS = np.full((1, 2, 1), NO_PSN, np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
     """When a map was read: CLOCK_MONOTONIC, ns, before the first entry and after the last.
 
-    ``psns``, ``times``: marks of those entries that have some, [entry, requests and answers, class]: PSNs (-1: none),
-    and when each was first asked for, or answered, in units of 256 ns modulo 2^32. The last entry is nobody's: empty.
+    ``psns``, ``times``: marks of entries that are watched, [entry, requests and answers, class]: PSNs (NO_PSN: none),
+    and when each was first asked for, or answered, in units of 256 ns modulo 2^32. The first is nobody's: empty.
     """
 
     begun_ns: int

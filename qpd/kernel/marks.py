@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from qpd.kernel import layout
+from qpd.model import NO_PSN
 
 Psns = npt.NDArray[np.int32]
 Times = npt.NDArray[np.uint32]
-
-NO_PSN = -1
 
 _ODD = 1 << np.array(layout.MARK_EXPONENTS, np.int64)
 
@@ -37,16 +34,8 @@ def _of(words: npt.NDArray[np.uint32], less: int, times: Times) -> Psns:
     newest = (words.astype(np.int64) - less & layout.PSN_MASK)[:, None]
     back = (newest - _ODD) % (2 * _ODD)
     known = (words & layout.PSN_KNOWN != 0)[:, None] & (times != 0)
-    # The newer the PSN, the later its time. Else the entry changed while it was read.
-    order = np.argsort(back, axis=1)
-    known &= _ordered(np.take_along_axis(times, order, axis=1), np.take_along_axis(known, order, axis=1))[
-        :, None
-    ]
+    # The newest PSN has the latest time. Else the entry changed while it was read.
+    last = np.where(known, back, layout.PSN_MASK).argmin(axis=1)
+    latest = np.take_along_axis(times, last[:, None], axis=1)
+    known &= (((latest - times).astype(np.int32) >= 0) | ~known).all(axis=1)[:, None]
     return np.where(known, newest - back & layout.PSN_MASK, NO_PSN).astype(np.int32)
-
-
-def _ordered(times: Times, known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Whether the first known time, of the newest PSN, is the latest."""
-    first: Any = np.take_along_axis(times, known.argmax(axis=1)[:, None], axis=1)
-    ordered: npt.NDArray[np.bool_] = ((first - times).astype(np.int32) >= 0) | ~known
-    return np.asarray(ordered.all(axis=1))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qpd.kernel.tell import Teller
 from tests.ebpf.harness import Classifier, loaded
 
 
@@ -26,3 +27,12 @@ def session_classifier(headers_cache: Path) -> Iterator[Classifier]:
 def classifier(session_classifier: Classifier) -> Classifier:
     session_classifier.reset()
     return session_classifier
+
+
+@pytest.fixture
+def teller(classifier: Classifier) -> Iterator[Teller]:
+    opened = Teller(classifier.pins.tell)
+    try:
+        yield opened
+    finally:
+        opened.close()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from qpd.kernel import layout, marks
 from qpd.kernel.maps import Side
 from qpd.kernel.tell import Teller, Told
-from qpd.model import SLOTS
+from qpd.model import NO_PSN, SLOTS
 from qpd.pairs import PairKeeper
 from tests.ebpf import streams
 from tests.ebpf.harness import Classifier, uplinks
@@ -37,15 +36,6 @@ pytestmark = pytest.mark.root
 ASKED, ANSWERED = 0, 1
 Span = tuple[int, int]
 """Between these times, in units of 256 ns."""
-
-
-@pytest.fixture
-def teller(classifier: Classifier) -> Iterator[Teller]:
-    opened = Teller(classifier.pins.tell)
-    try:
-        yield opened
-    finally:
-        opened.close()
 
 
 @pytest.fixture
@@ -233,4 +223,4 @@ def test_an_entry_that_changed_while_it_was_read_is_left_aside(node: Classifier)
     assert record is not None
     torn = record.reshape(1).copy()
     torn["asked_at"][0, 2] += 1_000_000  # PSN 28's, as if it were later than that of 29
-    assert (marks.read(torn)[0][0, ASKED] == marks.NO_PSN).all()
+    assert (marks.read(torn)[0][0, ASKED] == NO_PSN).all()

@@ -35,15 +35,6 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture
-def teller(classifier: Classifier) -> Iterator[Teller]:
-    opened = Teller(classifier.pins.tell)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
-@pytest.fixture
 def pair(classifier: Classifier, teller: Teller) -> Classifier:
     """Both entries are there, and each knows its peer."""
     classifier.fabric(uplinks(2))

@@ -87,8 +87,6 @@ class Entry:
 
     def marks(self) -> list[list[tuple[int, int]]]:
         """As Look has them; units of 256 ns."""
-        if not self.watched:
-            return [[(-1, 0)] * CLASSES] * 2
         return [
             [(psn, at >> 8 & 0xFFFFFFFF) for psn, at in (seen.get(name, (-1, 0)) for name in range(CLASSES))]
             for seen in (self.asked_at, self.answered_at)
@@ -301,9 +299,9 @@ class World:
                 early, marks = _records({qp: entry for qp, entry in entries.items() if qp % 2})
                 self.run_until(begun + read_ns)
                 late, more = _records({qp: entry for qp, entry in entries.items() if not qp % 2})
-                late["marks"] += len(early)
+                late["marks"][late["marks"] > 0] += len(early)
                 seen[arrives] = np.concatenate((early, late))
-                both = np.array([*marks, *more, [[(-1, 0)] * CLASSES] * 2])
+                both = np.array([[[(-1, 0)] * CLASSES] * 2, *marks, *more])
                 psns, times = both[..., 0].astype(np.int32), both[..., 1].astype(np.uint32)
                 looks[arrives] = Look(begun, self.now, psns, times)
             arriving_first = not arriving_first
@@ -334,8 +332,7 @@ def _records(entries: dict[int, Entry]) -> tuple[Records, list[list[list[tuple[i
         "request_psn",
         "answered_psn",
         "trouble",
-        "watched",
     ):
         records[name] = [getattr(entry, name) for entry in entries.values()]
-    records["marks"] = np.arange(len(entries))
+    records["marks"] = [entry.watched * (1 + index) for index, entry in enumerate(entries.values())]
     return records, [entry.marks() for entry in entries.values()]

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpd.core.marks import NO_PSN, Marks, answered_before_asked
+from qpd.core.marks import Marks, answered_before_asked
+from qpd.model import NO_PSN
 
 TOP = 1 << 32
 
